@@ -1,0 +1,195 @@
+"""From a checkpoint to a bundle: writes the encoders, proves them, publishes the folder whole."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from calibration import parity
+from calibration.metrics import Floats
+from calibration.parity import Parity
+from runtime import manifest
+from runtime.bundle import describe
+from runtime.errors import DataError
+from runtime.folders import check_target, new_folder
+from runtime.manifest import Head, Manifest, Model, Precision
+from runtime.ort import OrtEncoder
+from runtime.prompts import DEFAULT_TEMPLATES, Embeddings, Labels, build_bank, save_bank
+from runtime.tokenizer import Tokenizer
+from training.evaluate import normalise
+from training.model import ClipModel, create
+from training.text import text_side
+
+from .report import write_report
+from .to_onnx import write_onnx
+from .towers import ImageEncoder, TextEncoder
+
+IMAGE, TEXT, TOKENIZER = "image.fp32.onnx", "text.fp32.onnx", "tokenizer.json"
+BATCHES = (1, 3, 8)
+MIN_COSINE = 0.99999
+# Short, long, empty, digits, other scripts: the text encoder must hold on all of them.
+PROBES = (
+    "a photo of a cat", "", "two dogs, 3 cats & 2024 birds", "naïve café",
+    "一只猫", "a " * 200 + "cat", "A LOUD LABEL!", "🙂 emoji",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What to export, and where to."""
+
+    checkpoint: str
+    bundle: Path
+    pretrained: str | None = None
+    tokenizer: Path | None = None
+
+    # prompt banks, by name
+    labels: Labels | None = None
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+
+    seed: int = 0
+    """Of the random weights, where neither a folder nor a pretrained tag is given."""
+    force: bool = False
+    """Replace the bundle folder if it exists."""
+
+
+def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
+    """Exports a checkpoint folder or an open_clip model as a bundle (format 1).
+
+    The files are compared with the PyTorch model before the folder appears. Raises DataError for
+    a model that cannot be exported, and GateFailed where the files differ from the model; then
+    there is no bundle.
+    """
+    console = Console(stderr=True, quiet=quiet)
+    check_target(options.bundle, manifest.NAME, options.force)
+    clip = create(options.checkpoint, options.pretrained, options.seed)
+    content, text = text_side(clip, options.tokenizer, options.templates)
+    tokenizer = Tokenizer(content, text)
+    if clip.source == "random weights":
+        console.print("[yellow]random weights: this bundle is good for measuring speed only[/]")
+    with new_folder(options.bundle, manifest.NAME, options.force) as folder:
+        (folder / TOKENIZER).write_bytes(content)
+        with console.status("Writing the encoders"):
+            _write_encoders(clip, text.end_id, folder)
+        with console.status("Comparing them with the model"):
+            rows = compare(clip, tokenizer, folder)
+        parity.require(rows, MIN_COSINE)
+        prompts = _write_prompts(options, tokenizer, folder)
+        made = Manifest(
+            format=manifest.FORMAT,
+            model=_model(clip),
+            image=clip.image,
+            text=text,
+            head=head(clip),
+            precisions={"fp32": Precision(image=IMAGE, status="accepted", figures=_figures(rows))},
+            text_encoder=TEXT,
+            tokenizer=TOKENIZER,
+            prompts=prompts,
+            files={},
+        )
+        write_report(folder, made, rows)
+        made = msgspec.structs.replace(made, files=_files(folder))
+        manifest.write(folder, made)
+    return made
+
+
+def _write_encoders(clip: ClipModel, end_id: int | None, folder: Path) -> None:
+    frames = torch.zeros(2, clip.image.height, clip.image.width, 3, dtype=torch.uint8)
+    tokens = torch.zeros(2, clip.context_length, dtype=torch.int32)
+    for encoder, example, name, file in (
+        (ImageEncoder(clip), frames, "frames", IMAGE),
+        (TextEncoder(clip, end_id), tokens, "tokens", TEXT),
+    ):
+        try:
+            write_onnx(encoder, example, name, folder / file)
+        except (ValueError, RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+            raise DataError(f"{clip.name} cannot be exported: {error}") from error
+
+
+def compare(clip: ClipModel, tokenizer: Tokenizer, folder: Path) -> list[Parity]:
+    """Parity of both encoder files with open_clip's own model, at each batch size."""
+    frames = probe_frames(clip.image.height, clip.image.width)
+    tokens = tokenizer(PROBES)
+
+    @torch.inference_mode()
+    def image(batch: NDArray[Any]) -> Floats:
+        pixels = normalise(torch.from_numpy(batch), clip.image)
+        return np.asarray(clip.model.encode_image(pixels, normalize=True).numpy())
+
+    @torch.inference_mode()
+    def text(batch: NDArray[Any]) -> Floats:
+        ids = torch.from_numpy(batch).long()
+        return np.asarray(clip.model.encode_text(ids, normalize=True).numpy())
+
+    clip.model.eval()
+    image_file = OrtEncoder(folder / IMAGE, "frames")
+    rows = parity.measure("image", image, image_file, frames, BATCHES)
+    text_file = OrtEncoder(folder / TEXT, "tokens")
+    return rows + parity.measure("text", text, text_file, tokens, BATCHES)
+
+
+def probe_frames(height: int, width: int) -> NDArray[np.uint8]:
+    """Eight frames, uint8 [8, H, W, 3]: noise from fine to coarse, black and white."""
+    rng = np.random.default_rng(0)
+    frames = np.zeros((8, height, width, 3), dtype=np.uint8)
+    frames[1] = 255
+    for row, cell in enumerate((1, 2, 4, 8, 16, 32), start=2):
+        noise = rng.integers(0, 256, (-(-height // cell), -(-width // cell), 3), dtype=np.uint8)
+        frames[row] = noise.repeat(cell, axis=0).repeat(cell, axis=1)[:height, :width]
+    return frames
+
+
+def _write_prompts(options: ExportOptions, tokenizer: Tokenizer, folder: Path) -> dict[str, str]:
+    if options.labels is None:
+        return {}
+    encoder = OrtEncoder(folder / TEXT, "tokens")
+
+    def embed(texts: Sequence[str]) -> Embeddings:
+        parts = [encoder(tokenizer(texts[i : i + 64])) for i in range(0, len(texts), 64)]
+        return np.concatenate(parts)
+
+    (folder / "prompts").mkdir()
+    name = "prompts/default.safetensors"
+    bank = build_bank(options.labels, options.templates, embed, describe(folder / TEXT).sha256)
+    save_bank(bank, folder / name)
+    return {"default": name}
+
+
+def head(clip: ClipModel) -> Head:
+    """Scale, bias and activation of the model's logits; a bias means SigLIP's sigmoid."""
+    bias = clip.model.logit_bias
+    return Head(
+        logit_scale=float(clip.model.logit_scale.detach().exp()),
+        logit_bias=0.0 if bias is None else float(bias.detach()),
+        activation="softmax" if bias is None else "sigmoid",
+    )
+
+
+def _model(clip: ClipModel) -> Model:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(clip.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return Model(
+        name=clip.name,
+        source=clip.source,
+        weights_sha256=digest.hexdigest(),
+        embedding_dim=int(clip.config["embed_dim"]),
+    )
+
+
+def _figures(rows: Sequence[Parity]) -> dict[str, float]:
+    worst = min(row.cosine_min for row in rows if row.encoder == "image")
+    return {"parity_cosine_min": worst}
+
+
+def _files(folder: Path) -> dict[str, manifest.FileEntry]:
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): describe(p) for p in paths}

@@ -1,0 +1,144 @@
+"""The command `edgeclip`. It names every package, so it lives in the one that may import them all;
+each command imports what it needs when it runs, so that help is instant.
+"""
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runtime.cli import classify
+from runtime.errors import EdgeClipError
+from training.cli import train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="CLIP from training to the edge. Try it: edgeclip demo",
+    epilog="--debug, anywhere, shows the traceback of an error.",
+)
+EXTRAS = {
+    "torch": "train", "torchvision": "train", "open_clip": "train", "lightning": "train",
+    "timm": "train", "sklearn": "train", "onnx": "export", "onnxscript": "export",
+    "onnxruntime": "cpu", "cv2": "cpu",
+}  # fmt: skip
+
+
+@app.command(epilog="Example: edgeclip demo --seed 1 --out demo/")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data, model, bundle, picture.")] = Path(
+        "demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the data and the weights.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """The whole road in four minutes: train a small CLIP, export it, classify with it."""
+    from .demo import run
+
+    run(out, seed, force, as_json)
+
+
+app.command(
+    epilog="Example: edgeclip train pairs.csv checkpoint/ --val val.csv --epochs 20",
+)(train)
+
+
+@app.command(
+    epilog="Example: edgeclip export ViT-B-32 bundle/ --pretrained openai --labels 'a cat,a dog'"
+)
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder, or open_clip model name.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder to write.")],
+    pretrained: Annotated[
+        str | None, typer.Option(help="open_clip weights tag, with a model name.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Labels of the default prompt bank: a,b,c or a file.")
+    ] = None,
+    templates: Annotated[
+        list[str] | None, typer.Option("--template", help="Text with {}, or a file; repeatable.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json, for models that need their own.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Write a bundle: ONNX encoders, tokenizer, prompts; proven against the model."""
+    from runtime.prompts import DEFAULT_TEMPLATES, read_labels, read_templates
+
+    from .bundle import ExportOptions, export_bundle
+
+    options = ExportOptions(
+        checkpoint=checkpoint,
+        bundle=bundle,
+        pretrained=pretrained,
+        tokenizer=tokenizer,
+        labels=read_labels(labels) if labels else None,
+        templates=read_templates(templates) if templates else DEFAULT_TEMPLATES,
+        force=force,
+    )
+    export_bundle(options, quiet=as_json)
+    report = bundle / "report"
+    if as_json:
+        print((report / "report.json").read_text(encoding="utf-8"), end="")
+    else:
+        print((report / "report.md").read_text(encoding="utf-8"))
+        print(f"wrote {bundle}")
+
+
+app.command(
+    epilog="Example: edgeclip classify bundle/ photos/ clip.mp4 --labels 'a cat,a dog' --json"
+)(classify)
+
+
+@app.command(epilog="Example: edgeclip verify bundle/")
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the faults as JSON.")] = False,
+) -> None:
+    """Hold a bundle against the rules of its format."""
+    from .verify import verify as faults_of
+
+    faults = faults_of(bundle)
+    if as_json:
+        print(json.dumps({"bundle": str(bundle), "faults": faults}))
+    else:
+        print("\n".join(faults) or f"{bundle} is sound")
+    if faults:
+        raise typer.Exit(3)
+
+
+def main() -> None:
+    """Runs the command; a user's mistake ends in one line and exit code 2, without a traceback."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(_explain(error))
+    except KeyboardInterrupt:
+        print("edgeclip: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _explain(error: Exception) -> int:
+    """Prints what went wrong; returns the exit code."""
+    if isinstance(error, EdgeClipError):
+        message, code = str(error), error.exit_code
+    elif isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRAS:
+        extra = EXTRAS[(error.name or "").split(".")[0]]
+        message, code = f"this command needs more: pip install 'edgeclip[{extra}]'", 2
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+        message, code = f"{error.filename or 'the disk'}: {error.strerror}", 2
+    else:
+        message, code = f"internal error: {type(error).__name__}: {error} (--debug shows more)", 1
+    print(f"edgeclip: {message}", file=sys.stderr)
+    return code

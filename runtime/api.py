@@ -1,0 +1,69 @@
+"""`runtime.load` and `runtime.classify`: one bundle, one module-level classifier."""
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from .bundle import Bundle
+from .classifier import Classifier, Source
+from .errors import BundleError, DataError
+from .frames import Color
+from .prediction import Prediction
+from .prompts import Labels
+
+_lock = threading.Lock()
+_current: Classifier | None = None
+
+
+def load(
+    bundle: str | Path,
+    labels: Labels | None = None,
+    *,
+    prompts: str | None = None,
+    templates: Sequence[str] | None = None,
+    backend: str = "auto",
+    precision: str = "auto",
+    threshold: float = 0.0,
+    threads: int | None = None,
+) -> Classifier:
+    """Loads a bundle folder and makes it the one that `runtime.classify` uses.
+
+    Labels come from `labels` (a list, or a mapping to synonyms), from the bundle's prompt bank
+    named `prompts`, or, with neither, from its bank "default" where it has one. A prediction
+    whose score is below `threshold` is `unknown`. Raises BundleError, BackendUnavailable or
+    DataError.
+
+        clf = runtime.load("bundle", labels=["a cat", "a dog"])
+        print(clf.classify(frame).label)
+    """
+    if labels is not None and prompts is not None:
+        raise DataError("give labels= or prompts=, not both")
+    classifier = Classifier(Bundle(bundle), backend=backend, precision=precision, threads=threads)
+    classifier.threshold = threshold
+    if labels is not None:
+        classifier.set_labels(labels, templates)
+    elif prompts is not None:
+        classifier.use_prompts(prompts)
+    elif "default" in classifier.bundle.manifest.prompts:
+        classifier.use_prompts("default")
+    global _current
+    with _lock:
+        _current = classifier
+    return classifier
+
+
+def classify(frame: Source, color: Color = "bgr") -> Prediction:
+    """Classifies a frame with the bundle loaded last, or the one that $EDGECLIP_BUNDLE names.
+
+    Raises as `Classifier.classify` does, and BundleError where there is no bundle.
+    """
+    classifier = _current
+    if classifier is None:
+        folder = os.environ.get("EDGECLIP_BUNDLE")
+        if not folder:
+            raise BundleError(
+                "no bundle is loaded: call runtime.load(folder) first, or set EDGECLIP_BUNDLE"
+            )
+        classifier = load(folder)
+    return classifier.classify(frame, color)

@@ -1,0 +1,167 @@
+"""The classifier: a bundle's encoders and one prompt bank, ready for frames."""
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import backends
+from .backends import Encoder
+from .bundle import Bundle
+from .errors import BundleError, DataError, FrameError
+from .frames import Color, Frame
+from .prediction import Prediction, scores_of
+from .preprocess import preprocess
+from .prompts import Embeddings, Labels, PromptBank, build_bank, load_bank
+from .tokenizer import Tokenizer
+
+Source = Frame | str | Path
+TEXT_BATCH = 64
+
+
+class Classifier:
+    """Classifies frames with the bundle in a folder; use `runtime.load` to make one.
+
+    Thread-safe: frames may be classified from several threads while labels change.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        backend: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.backend = backends.choose(backend)
+        self.precision = _choose_precision(bundle, precision)
+        self.threads = threads
+        self.threshold = 0.0
+        self.bank: PromptBank | None = None
+        image = bundle.file(bundle.manifest.precisions[self.precision].image)
+        self._image = backends.open_encoder(self.backend, image, "frames", threads)
+        self._text: tuple[Tokenizer, Encoder] | None = None
+        self._text_lock = threading.Lock()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that frames are classified into; empty before any were set."""
+        return self.bank.labels if self.bank else ()
+
+    def classify(self, frame: Source, color: Color = "bgr") -> Prediction:
+        """Classifies one frame: uint8 [H, W, 3] BGR (see `color`), or the path of a picture.
+
+        Raises FrameError for a bad frame, DataError where there are no labels.
+        """
+        return self.classify_batch([frame], color)[0]
+
+    def classify_batch(self, frames: Sequence[Source], color: Color = "bgr") -> list[Prediction]:
+        """Classifies frames, also of different sizes, in one run of the encoder."""
+        bank = self._bank()
+        start = time.perf_counter()
+        pixels = self._pixels(frames, color)
+        ready = time.perf_counter()
+        embeddings = self._image(pixels)
+        encoded = time.perf_counter()
+        cosines = embeddings @ bank.embeddings.T
+        scores = scores_of(cosines, self.bundle.manifest.head)
+        done = time.perf_counter()
+        timings = {
+            "preprocess": (ready - start) * 1e3,
+            "encode": (encoded - ready) * 1e3,
+            "head": (done - encoded) * 1e3,
+        }
+        return [
+            Prediction(bank.labels, s, c, self.threshold, timings, self.backend)
+            for s, c in zip(scores, cosines, strict=True)
+        ]
+
+    def embed(self, frame: Source, color: Color = "bgr") -> NDArray[np.float32]:
+        """The unit embedding of a frame, float32 [D]."""
+        embedding: NDArray[np.float32] = self._image(self._pixels([frame], color))[0]
+        return embedding
+
+    def embed_text(self, texts: Sequence[str]) -> Embeddings:
+        """The unit embeddings of texts, float32 [N, D]."""
+        if isinstance(texts, str):
+            raise DataError(f"embed_text takes a list of texts, not the one text {texts!r}")
+        tokenizer, encoder = self._text_encoder()
+        parts = [
+            encoder(tokenizer(texts[start : start + TEXT_BATCH]))
+            for start in range(0, len(texts), TEXT_BATCH)
+        ]
+        dim = self.bundle.manifest.model.embedding_dim
+        return np.concatenate(parts) if parts else np.empty((0, dim), dtype=np.float32)
+
+    def set_labels(self, labels: Labels, templates: Sequence[str] | None = None) -> None:
+        """Classifies the next frames into `labels`: a list, or a mapping to synonyms.
+
+        Each name is put into each template (default: the bundle's own). Raises DataError.
+        """
+        manifest = self.bundle.manifest
+        self.bank = build_bank(
+            labels,
+            manifest.text.templates if templates is None else templates,
+            self.embed_text,
+            manifest.files[manifest.text_encoder].sha256,
+        )
+
+    def use_prompts(self, name: str) -> None:
+        """Classifies the next frames with a prompt bank that lies in the bundle."""
+        manifest = self.bundle.manifest
+        if name not in manifest.prompts:
+            have = ", ".join(manifest.prompts) or "none"
+            raise BundleError(f"{self.bundle.folder} has no prompt bank {name!r}; it has: {have}")
+        path = self.bundle.file(manifest.prompts[name])
+        encoder = manifest.files[manifest.text_encoder].sha256
+        self.bank = load_bank(path, encoder, manifest.model.embedding_dim)
+
+    def _bank(self) -> PromptBank:
+        if self.bank is None:
+            raise DataError(
+                f"{self.bundle.folder} has no prompt bank: "
+                "pass labels= to runtime.load, or call set_labels"
+            )
+        return self.bank
+
+    def _pixels(self, frames: Sequence[Source], color: Color) -> Frame:
+        if not len(frames):
+            raise FrameError("there is no frame to classify: the list is empty")
+        spec = self.bundle.manifest.image
+        return np.stack([preprocess(frame, spec, color) for frame in frames])
+
+    def _text_encoder(self) -> tuple[Tokenizer, Encoder]:
+        with self._text_lock:
+            if self._text is None:
+                manifest = self.bundle.manifest
+                content = self.bundle.file(manifest.tokenizer).read_bytes()
+                tokenizer = Tokenizer(content, manifest.text)
+                path = self.bundle.file(manifest.text_encoder)
+                encoder = backends.open_encoder(self.backend, path, "tokens", self.threads)
+                self._text = tokenizer, encoder
+            return self._text
+
+    def __repr__(self) -> str:
+        return (
+            f"Classifier({self.bundle.manifest.model.name!r}, {self.precision} on {self._image!r}, "
+            f"{len(self.labels)} labels)"
+        )
+
+
+def _choose_precision(bundle: Bundle, precision: str) -> str:
+    """`auto` takes fp32 where it was accepted, else the first accepted one."""
+    have = bundle.manifest.precisions
+    if precision != "auto":
+        if precision not in have:
+            raise BundleError(
+                f"{bundle.folder} has no precision {precision!r}; it has: {', '.join(have)}"
+            )
+        return precision
+    accepted = [name for name, entry in have.items() if entry.status == "accepted"]
+    if not accepted:
+        raise BundleError(f"{bundle.folder} has no accepted precision; name one with precision=")
+    return "fp32" if "fp32" in accepted else accepted[0]

@@ -1,0 +1,113 @@
+"""`edgeclip classify`: names what pictures and videos show."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .classifier import Classifier
+    from .prediction import Prediction
+
+
+def classify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    files: Annotated[list[Path], typer.Argument(help="Pictures, videos, or folders of them.")],
+    labels: Annotated[
+        str | None, typer.Option(help="Labels: a,b,c or a file (.txt, .json).")
+    ] = None,
+    templates: Annotated[
+        list[str] | None, typer.Option("--template", help="Text with {}, or a file; repeatable.")
+    ] = None,
+    prompts: Annotated[str | None, typer.Option(help="Prompt bank of the bundle.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Labels to show for each frame.")] = 3,
+    every: Annotated[int, typer.Option(min=1, help="Take each n-th frame of a video.")] = 1,
+    precision: Annotated[str, typer.Option(help="fp32, ... or auto.")] = "auto",
+    backend: Annotated[str, typer.Option(help="onnxruntime or auto.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each frame.")] = False,
+) -> None:
+    """Name what pictures and videos show, by labels given as text."""
+    from .api import load
+    from .prompts import read_labels, read_templates
+    from .sources import find_files
+
+    found = find_files(files)
+    classifier = load(
+        bundle,
+        read_labels(labels) if labels else None,
+        prompts=prompts,
+        templates=read_templates(templates) if templates else None,
+        backend=backend,
+        precision=precision,
+    )
+    results = _classify_all(classifier, found, every)
+    failed = _print_json(results, top) if as_json else _print_table(results, top, repr(classifier))
+    if failed:
+        raise typer.Exit(2)
+
+
+Result = tuple[str, "Prediction | str"]
+
+
+def _classify_all(classifier: "Classifier", files: list[Path], every: int) -> Iterator[Result]:
+    """Yields (name, prediction), or (file, what is wrong with it)."""
+    from .errors import FrameError
+    from .sources import frames_of
+
+    for path in files:
+        try:
+            for name, frame, color in frames_of(path, every):
+                yield name, classifier.classify(frame, color)
+        except FrameError as error:
+            yield str(path), str(error)
+
+
+def _print_json(results: Iterator[Result], top: int) -> int:
+    failed = 0
+    for name, result in results:
+        if isinstance(result, str):
+            failed += 1
+            print(json.dumps({"file": name, "error": result}), flush=True)
+            continue
+        line = {
+            "file": name,
+            "label": result.label,
+            "score": round(result.score, 6),
+            "cosine": round(result.cosine, 6),
+            "unknown": result.unknown,
+            "top": [[label, round(score, 6)] for label, score in result.top(top)],
+            "ms": {stage: round(ms, 3) for stage, ms in result.timings.items()},
+        }
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+    return failed
+
+
+def _print_table(results: Iterator[Result], top: int, title: str) -> int:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("frame", "label", "score", "cosine", "next"):
+        table.add_column(column, overflow="fold")
+    failed = 0
+    with Console(stderr=True).status("Classifying"):
+        for name, result in results:
+            if isinstance(result, str):
+                failed += 1
+                print(f"edgeclip: {result}", file=sys.stderr)
+                continue
+            others = ", ".join(f"{label} {score:.2f}" for label, score in result.top(top)[1:])
+            table.add_row(
+                escape(name),
+                escape(result.label),
+                f"{result.score:.3f}",
+                f"{result.cosine:.3f}",
+                escape(others),
+            )
+    if table.row_count:
+        Console().print(table)
+    return failed

@@ -1,0 +1,119 @@
+"""Frames as they come: arrays from a camera, or picture files. Checked, and turned upright RGB."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import BackendUnavailable, FrameError
+
+Frame = NDArray[np.uint8]
+Color = Literal["bgr", "rgb", "bgra", "gray", "nv12"]
+
+MAX_PIXELS = 100_000_000
+MAX_SIDE = 65_500  # OpenCV's and JPEG's own bound
+# Only what cameras and photo tools write: every further decoder is one more to attack.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+
+
+def check_frame(frame: object, color: Color) -> Frame:
+    """Returns `frame` if it is one that can be classified.
+
+    Expects uint8: `bgr`, `rgb` [H, W, 3]; `bgra` [H, W, 4]; `gray` [H, W] or [H, W, 1];
+    `nv12` [H * 3/2, W] with even sides. Raises FrameError saying what is wrong.
+    """
+    if color not in get_args(Color):
+        raise FrameError(f"color={color!r} is not known; use one of {', '.join(get_args(Color))}")
+    if not isinstance(frame, np.ndarray):
+        raise FrameError(
+            f"a frame is a numpy array (or the path of a picture), not {type(frame).__name__}"
+        )
+    if frame.dtype != np.uint8:
+        raise FrameError(
+            f"a frame holds uint8 values 0 to 255, this one is {frame.dtype}; "
+            "convert a float image by (image * 255).round().astype('uint8')"
+        )
+    if not _shape_fits(frame.shape, color):
+        raise FrameError(f"a {color} frame has {_SHAPES[color]}, this one has {frame.shape}")
+    if frame.size == 0:
+        raise FrameError(f"the frame is empty: its shape is {frame.shape}")
+    if max(frame.shape[:2]) > MAX_SIDE:
+        raise FrameError(f"a side of the frame is over {MAX_SIDE} pixels: {frame.shape}")
+    return frame
+
+
+_SHAPES = {
+    "bgr": "shape (height, width, 3)",
+    "rgb": "shape (height, width, 3)",
+    "bgra": "shape (height, width, 4)",
+    "gray": "shape (height, width)",
+    "nv12": "shape (height * 3 / 2, width) with an even height and width",
+}
+
+
+def _shape_fits(shape: tuple[int, ...], color: Color) -> bool:
+    if color in ("bgr", "rgb", "bgra"):
+        return len(shape) == 3 and shape[2] == (4 if color == "bgra" else 3)
+    if color == "gray":
+        return len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
+    return len(shape) == 2 and shape[0] % 3 == 0 and shape[1] % 2 == 0
+
+
+def to_image(frame: object, color: Color) -> tuple[Image.Image, bool]:
+    """A checked frame as a Pillow image of mode RGB or L, and whether its channels are BGR.
+
+    The channels are left in the camera's order: it is cheaper to turn the small resized image.
+    """
+    array = check_frame(frame, color)
+    if color == "gray":
+        return Image.fromarray(np.ascontiguousarray(array.reshape(array.shape[:2]))), False
+    if color == "nv12":
+        array = _from_nv12(array)
+    if color == "bgra":
+        array = array[..., :3]
+    return Image.fromarray(np.ascontiguousarray(array)), color != "rgb"
+
+
+def _from_nv12(frame: Frame) -> Frame:
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            "NV12 frames need OpenCV: pip install 'edgeclip[cpu]' "
+            "(on a Jetson use the system's OpenCV)"
+        ) from error
+    return np.asarray(cv2.cvtColor(frame, cv2.COLOR_YUV2BGR_NV12), dtype=np.uint8)
+
+
+def read_picture(path: str | Path) -> Frame:
+    """Reads a picture file as uint8 RGB [H, W, 3], upright by its EXIF orientation.
+
+    16-bit gray is scaled to 8 bits; transparency is dropped. Raises FrameError for what is not
+    a picture, is damaged, or has more than 100 million pixels.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise FrameError(
+                    f"{path} has {image.width} x {image.height} pixels; "
+                    f"at most {MAX_PIXELS:,} are read"
+                )
+            return _upright_rgb(image)
+    except FrameError:
+        raise
+    except FileNotFoundError as error:
+        raise FrameError(f"there is no picture {path}") from error
+    except UnidentifiedImageError as error:
+        raise FrameError(f"{path} is not a picture in a known format") from error
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+        raise FrameError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def _upright_rgb(image: Image.Image) -> Frame:
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    return np.asarray(upright.convert("RGB"), dtype=np.uint8)

@@ -1,0 +1,158 @@
+"""CLIP models through open_clip: made by name, config or folder; saved as a folder it loads."""
+
+import difflib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import torchvision_ops as torchvision_ops  # before open_clip, which imports torchvision
+
+# isort: split
+import open_clip
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from runtime.errors import DataError
+from runtime.manifest import ImageSpec
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+_FIT = {"shortest": "crop", "squash": "squash", "longest": "pad"}
+
+
+@dataclass(frozen=True, eq=False)
+class ClipModel:
+    """A model with what is needed to save it, export it and feed it.
+
+    `source` says in words where the weights came from; `folder` is the checkpoint folder they
+    were read from, if any.
+    """
+
+    model: Any  # open_clip.CLIP or CustomTextCLIP: open_clip is not typed
+    name: str
+    config: dict[str, Any]
+    image: ImageSpec
+    source: str
+    folder: Path | None = None
+
+    @property
+    def context_length(self) -> int:
+        """The number of tokens that the text encoder takes."""
+        return int(self.model.context_length)
+
+
+def create(name: str, pretrained: str | None = None, seed: int = 0) -> ClipModel:
+    """Makes a model: an open_clip name (with a `pretrained` tag, or random weights from `seed`),
+    a model config (`.json`, random weights), or a checkpoint folder.
+
+    Raises DataError, saying what there is, for a name, tag, config or folder that does not work.
+    """
+    torch.manual_seed(seed)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if pretrained:
+            raise DataError(f"{name} is a checkpoint folder, so --pretrained does not go with it")
+        return _from_folder(path)
+    if path.suffix == ".json":
+        _register_config(path)
+        return _from_name(path.stem, pretrained)
+    return _from_name(name, pretrained)
+
+
+def _from_folder(folder: Path) -> ClipModel:
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        names = " and no ".join(missing)
+        raise DataError(f"{folder} is not a checkpoint folder: it has no {names}")
+    try:
+        model = _quietly(f"local-dir:{folder}")
+    except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError, OSError) as error:
+        raise DataError(f"the checkpoint {folder} does not load: {error}") from error
+    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return ClipModel(
+        model, folder.resolve().name, content["model_cfg"], image_spec(model), "checkpoint", folder
+    )
+
+
+def _register_config(path: Path) -> None:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"the model config {path} cannot be read: {error}") from error
+    needed = ("embed_dim", "vision_cfg", "text_cfg")
+    missing = [key for key in needed if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise DataError(f"the model config {path} lacks {', '.join(missing)}")
+    open_clip.add_model_config(path)
+
+
+def _from_name(name: str, pretrained: str | None) -> ClipModel:
+    if name not in open_clip.list_models():
+        close = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise DataError(f"{name!r} is neither a folder, a .json nor an open_clip model{hint}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained and pretrained not in tags and not Path(pretrained).is_file():
+        have = ", ".join(tags) or "none"
+        raise DataError(f"{name} has no weights {pretrained!r}; it has: {have}")
+    try:
+        model = _quietly(name, pretrained=pretrained)
+    except Exception as error:  # downloads, config fields, tensor shapes: all end here
+        raise DataError(f"the model {name} cannot be made: {error}") from error
+    source = f"open_clip {pretrained}" if pretrained else "random weights"
+    config = open_clip.get_model_config(name)
+    return ClipModel(model, name, config, image_spec(model), source)
+
+
+def _quietly(name: str, **options: Any) -> Any:
+    """open_clip logs a warning for random weights, which were asked for here."""
+    logger, level = logging.getLogger(), logging.getLogger().level
+    logger.setLevel(logging.ERROR)
+    try:
+        return open_clip.create_model(name, **options).eval()
+    finally:
+        logger.setLevel(level)
+
+
+def image_spec(model: Any) -> ImageSpec:
+    """The preprocessing that open_clip attached to a model."""
+    config = open_clip.get_model_preprocess_cfg(model)
+    size = config["size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return ImageSpec(
+        height=int(height),
+        width=int(width),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+        fit=_FIT[config["resize_mode"]],  # type: ignore[arg-type]
+        fill=int(config["fill_color"]),
+    )
+
+
+def preprocess_config(spec: ImageSpec) -> dict[str, Any]:
+    """The inverse of `image_spec`: open_clip's `preprocess_cfg`."""
+    back = {fit: mode for mode, fit in _FIT.items()}
+    return {
+        "size": [spec.height, spec.width],
+        "mode": "RGB",
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "interpolation": spec.interpolation,
+        "resize_mode": back[spec.fit],
+        "fill_color": spec.fill,
+    }
+
+
+def save(clip: ClipModel, folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes the checkpoint folder: config and weights for open_clip, `record` as training.json."""
+    config = {"model_cfg": clip.config, "preprocess_cfg": preprocess_config(clip.image)}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in clip.model.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    text = json.dumps(record, indent=2, ensure_ascii=False)
+    (folder / "training.json").write_text(text + "\n", encoding="utf-8")
