@@ -1,0 +1,90 @@
+"""What the tests share: small real data, and a bundle trained and exported from it once."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from export.bundle import ExportOptions, export_bundle
+from training.options import TrainOptions
+from training.trainer import train
+
+ROOT = Path(__file__).parent.parent
+# Real photos, captions, clips and broken pictures, where a developer has them.
+DATA = Path(os.environ.get("EDGECLIP_TEST_DATA", ROOT.parent / "shared" / "data"))
+COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 230)}
+
+
+@pytest.fixture
+def data() -> Path:
+    if not DATA.is_dir():
+        pytest.skip(f"the real test data is not here ({DATA}); set EDGECLIP_TEST_DATA")
+    return DATA
+
+
+def square(color: Sequence[int], rng: np.random.Generator, size: int = 40) -> NDArray[np.uint8]:
+    """A noisy RGB frame, wider than high, with a square of one colour somewhere."""
+    frame = rng.integers(0, 50, (size, size * 5 // 4, 3))
+    top, left = rng.integers(2, size // 2, 2)
+    frame[top : top + size // 2, left : left + size // 2] = color
+    return (frame + rng.integers(0, 20, frame.shape)).clip(0, 255).astype(np.uint8)
+
+
+def write_squares(folder: Path, each: int, seed: int) -> Path:
+    """`folder/<color>/<n>.png`, `each` of every colour."""
+    rng = np.random.default_rng(seed)
+    for name, color in COLORS.items():
+        (folder / name).mkdir(parents=True)
+        for n in range(each):
+            Image.fromarray(square(color, rng)).save(folder / name / f"{n}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Path:
+    return Path(__file__).parent / "tiny.json"
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_squares(tmp_path_factory.mktemp("squares") / "train", each=24, seed=0)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, squares: Path, tiny_config: Path) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    options = TrainOptions(
+        data=squares,
+        val=write_squares(folder.parent / "val", each=8, seed=1),
+        out=folder,
+        model=str(tiny_config),
+        templates=("a {} square", "{}"),
+        epochs=12,
+        batch_size=24,
+        lr=3e-3,
+    )
+    train(options, quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint: Path) -> Path:
+    folder = checkpoint.parent / "bundle"
+    options = ExportOptions(
+        checkpoint=str(checkpoint),
+        bundle=folder,
+        labels=tuple(COLORS),
+        templates=("a {} square", "{}"),
+    )
+    export_bundle(options, quiet=True)
+    return folder
+
+
+@pytest.fixture
+def bundle_copy(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
