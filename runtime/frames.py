@@ -13,7 +13,7 @@ Frame = NDArray[np.uint8]
 Color = Literal["bgr", "rgb", "bgra", "gray", "nv12"]
 
 MAX_PIXELS = 100_000_000
-MAX_SIDE = 65_500  # OpenCV's and JPEG's own bound
+MAX_ASPECT = 100  # a longer strip would grow to gigabytes when its short side is resized
 # Only what cameras and photo tools write: every further decoder is one more to attack.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
@@ -39,8 +39,8 @@ def check_frame(frame: object, color: Color) -> Frame:
         raise FrameError(f"a {color} frame has {_SHAPES[color]}, this one has {frame.shape}")
     if frame.size == 0:
         raise FrameError(f"the frame is empty: its shape is {frame.shape}")
-    if max(frame.shape[:2]) > MAX_SIDE:
-        raise FrameError(f"a side of the frame is over {MAX_SIDE} pixels: {frame.shape}")
+    if max(frame.shape[:2]) > MAX_ASPECT * min(frame.shape[:2]):
+        raise FrameError(f"the frame's sides differ by over {MAX_ASPECT} times: {frame.shape}")
     return frame
 
 

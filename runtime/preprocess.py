@@ -1,8 +1,7 @@
 """From a frame of any size to the image encoder's input, the pixels that the model was trained on.
 
 The reference is the models' own transform (torchvision's Resize and CenterCrop on a Pillow image,
-open_clip's for `pad`): antialiased bicubic or bilinear. Resizing straight into the crop with
-Pillow's `box` gives the same values to a rounding step, without computing what is cut away.
+open_clip's for `pad`): antialiased bicubic or bilinear. The result is equal to it, bit for bit.
 """
 
 from pathlib import Path
@@ -35,21 +34,14 @@ def preprocess(frame: Frame | str | Path, spec: ImageSpec, color: Color = "bgr")
 
 
 def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    resample = _FILTERS[spec.interpolation]
     width, height = resized_size(image.width, image.height, spec)
+    resized = image.resize((width, height), _FILTERS[spec.interpolation])
     if spec.fit == "pad":
         canvas = Image.new(image.mode, (spec.width, spec.height), _gray(image.mode, spec.fill))
-        offset = (spec.width - width) // 2, (spec.height - height) // 2
-        canvas.paste(image.resize((width, height), resample), offset)
+        canvas.paste(resized, ((spec.width - width) // 2, (spec.height - height) // 2))
         return canvas
     left, top = round((width - spec.width) / 2), round((height - spec.height) / 2)
-    box = (
-        left * image.width / width,
-        top * image.height / height,
-        min((left + spec.width) * image.width / width, image.width),
-        min((top + spec.height) * image.height / height, image.height),
-    )
-    return image.resize((spec.width, spec.height), resample, box=box)
+    return resized.crop((left, top, left + spec.width, top + spec.height))
 
 
 def _gray(mode: str, level: int) -> int | tuple[int, int, int]:

@@ -5,6 +5,7 @@ label is turned into captions by the templates.
 """
 
 import csv
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,13 +38,12 @@ class Pairs:
 
     def keep(self, rows: Sequence[int]) -> "Pairs":
         """The same data with only these images."""
-        return Pairs(
-            tuple(self.files[i] for i in rows),
-            tuple(self.captions[i] for i in rows),
-            self.texts,
-            self.classes,
-            None if self.targets is None else tuple(self.targets[i] for i in rows),
-            self.skipped,
+        targets = self.targets
+        return dataclasses.replace(
+            self,
+            files=tuple(self.files[i] for i in rows),
+            captions=tuple(self.captions[i] for i in rows),
+            targets=None if targets is None else tuple(targets[i] for i in rows),
         )
 
     def fingerprint(self) -> str:

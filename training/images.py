@@ -1,5 +1,6 @@
 """Pictures decoded once, through the runtime's own preprocessing, into one array on disk."""
 
+import dataclasses
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -45,10 +46,7 @@ def decode(
     if not good:
         reason = _try(pairs.files[0], spec)
         raise DataError(f"none of the {len(pairs)} pictures could be read: {reason}")
-    kept = pairs.keep(good)
-    kept.skipped.clear()
-    kept.skipped.update(skipped)
-    return kept, frames[: len(good)]
+    return dataclasses.replace(pairs.keep(good), skipped=skipped), frames[: len(good)]
 
 
 def _try(path: Path, spec: ImageSpec) -> Frame | FrameError:
