@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -40,9 +41,9 @@ def new_folder(target: str | Path, marker: str, overwrite: bool = False) -> Iter
     check_target(target, marker, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
-    beside.chmod(0o755)
     try:
         yield beside
+        _share(beside)
         swap(beside, target)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -50,6 +51,14 @@ def new_folder(target: str | Path, marker: str, overwrite: bool = False) -> Iter
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _share(folder: Path) -> None:
+    """Gives files the mode that the user's umask asks for; some writers make them private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def swap(new: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 """A bundle that was damaged, altered or made by somebody else: one clear error each."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,15 @@ import pytest
 import runtime
 from runtime import manifest
 from runtime.bundle import Bundle, describe
-from runtime.errors import BundleError, ChecksumMismatch, MissingFile, UnsupportedFormat
+from runtime.errors import (
+    BackendUnavailable,
+    BundleError,
+    ChecksumMismatch,
+    DataError,
+    MissingFile,
+    UnsupportedFormat,
+)
+from runtime.folders import new_folder
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -148,3 +157,16 @@ def test_unknown_fields_are_kept(bundle_copy: Path) -> None:
     assert content["precisions"]["fp32"]["note"] == "kept"
     assert content["prompts"] == {}
     assert Bundle(bundle_copy).manifest == msgspec.structs.replace(made, format="1.7")
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no space left"):
+        with new_folder(tmp_path / "out", "manifest.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_backend(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.backends.find_spec", lambda _: None)
+    with pytest.raises(BackendUnavailable, match=r"edgeclip\[cpu\]"):
+        runtime.load(bundle)

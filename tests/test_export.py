@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 import runtime
 from calibration import parity
-from export import bundle as bundle_module
 from export.bundle import ExportOptions, export_bundle
-from export.to_onnx import lower
+from export.to_onnx import lower, write_onnx
 from export.verify import verify
 from runtime.bundle import Bundle
 from runtime.errors import DataError, GateFailed
@@ -66,8 +65,8 @@ def write_tokenizer(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     vocab = {"<pad>": 0, "</s>": 1, "<unk>": 2, "cat": 3, "dog": 4, "a": 5}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    made.post_processor = tokenizers.processors.TemplateProcessing(  # type: ignore[assignment]
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     made.save(str(folder / "tokenizer.json"))
@@ -151,14 +150,13 @@ def test_a_failed_check_leaves_no_bundle(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An encoder that is wrong in one weight is not published."""
-    written = bundle_module.write_onnx
 
     def wrong(encoder: torch.nn.Module, *rest: Any) -> None:
         with torch.no_grad():
             next(p for p in encoder.parameters() if p.ndim == 2).mul_(1.1)
-        written(encoder, *rest)
+        write_onnx(encoder, *rest)
 
-    monkeypatch.setattr(bundle_module, "write_onnx", wrong)
+    monkeypatch.setattr("export.bundle.write_onnx", wrong)
     options = ExportOptions(checkpoint=str(checkpoint), bundle=tmp_path / "bundle")
     with pytest.raises(GateFailed, match=r"image encoder differs.*smallest cosine 0\.\d+"):
         export_bundle(options, quiet=True)
@@ -175,7 +173,8 @@ def test_parity_catches_rows_that_are_mixed_up() -> None:
     assert [r.cosine_min for r in found] == [1.0, 0.0]
     with pytest.raises(GateFailed, match="at batch 3"):
         parity.require(found, 0.99)
-    nan = parity.measure("image", lambda x: x, lambda x: x * np.nan, rows, (1,))
+    broken = np.full_like(rows, np.nan)
+    nan = parity.measure("image", lambda x: x, lambda x: broken[: len(x)], rows, (1,))
     with pytest.raises(GateFailed, match="nan"):
         parity.require(nan, 0.99)
 
@@ -186,7 +185,7 @@ def test_interrupted_export_leaves_no_bundle(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundle_module, "compare", interrupt)
+    monkeypatch.setattr("export.bundle.compare", interrupt)
     options = ExportOptions(checkpoint=str(checkpoint), bundle=tmp_path / "bundle")
     with pytest.raises(KeyboardInterrupt):
         export_bundle(options, quiet=True)

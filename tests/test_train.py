@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from conftest import write_squares
 from PIL import Image
 
 from runtime.errors import DataError
+from training.batches import Batch
 from training.model import create
+from training.module import ClipTraining, learning_rate, parameter_groups
 from training.options import TrainOptions
-from training.trainer import learning_rate, parameter_groups, train
+from training.trainer import train
 
 # isort: split
 import open_clip
@@ -117,6 +120,25 @@ def test_force_replaces_a_checkpoint(checkpoint: Path, squares: Path, tmp_path: 
     train(options(squares, out, force=True), quiet=True)
     assert (out / "open_clip_model.safetensors").read_bytes() != before
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
+
+
+def test_an_interrupted_run_keeps_the_last_epoch(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, handler = ClipTraining.training_step, signal.getsignal(signal.SIGINT)
+
+    def interrupted(self: ClipTraining, batch: Batch, index: int) -> torch.Tensor:
+        if self.current_epoch == 2:
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    monkeypatch.setattr(ClipTraining, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(options(squares, tmp_path / "out", epochs=5), quiet=True)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert len(json.loads((tmp_path / "out" / "training.json").read_text())["epochs"]) == 2
+    create(str(tmp_path / "out"))
 
 
 def test_an_exploding_loss_stops(squares: Path, tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Trains a CLIP on Lightning and writes a checkpoint folder after every epoch."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
-import math
+import logging
 import platform
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,94 +21,23 @@ import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
 
 from runtime.errors import DataError
 from runtime.folders import check_target, new_folder
 from runtime.frames import Frame
 from runtime.tokenizer import Tokenizer
 
-from .batches import Batch, PairDataset, loader
+from .batches import PairDataset, loader
 from .data import Pairs, describe, read_pairs
-from .evaluate import evaluate, normalise
+from .evaluate import evaluate
 from .images import decode
-from .loss import clamp_scale, clip_loss, sigmoid_loss
 from .model import CONFIG, ClipModel, create, save
+from .module import ClipTraining
 from .options import TrainOptions
 from .text import text_side
 
 _LIGHTNING = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _PACKAGES = ("edgeclip", "torch", "open_clip_torch", "timm", "lightning", "numpy")
-
-
-class ClipTraining(lightning.LightningModule):
-    """Contrastive training of one model: the loss, AdamW, and a warm-up followed by a cosine."""
-
-    def __init__(
-        self, clip: ClipModel, options: TrainOptions, end_epoch: Callable[[int, float], None]
-    ) -> None:
-        super().__init__()
-        self.clip, self.model, self.options = clip, clip.model, options
-        self._end_epoch = end_epoch
-        self._losses: list[Tensor] = []
-
-    def training_step(self, batch: Batch, _: int) -> Tensor:
-        model = self.model
-        image = model.encode_image(normalise(batch.frames, self.clip.image), normalize=True)
-        text = model.encode_text(batch.tokens, normalize=True)
-        scale = model.logit_scale.exp()
-        if model.logit_bias is None:
-            loss = clip_loss(image, text, scale, batch.positives)
-        else:
-            loss = sigmoid_loss(image, text, scale, model.logit_bias, batch.positives)
-        self._losses.append(loss.detach())
-        self.log("loss", loss, prog_bar=True)
-        return loss
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        clamp_scale(self.model.logit_scale)
-
-    def on_train_epoch_end(self) -> None:
-        loss = torch.stack(self._losses).mean().item()
-        self._losses.clear()
-        if not math.isfinite(loss):
-            raise DataError(f"the loss became {loss}: try a smaller --lr, or --precision fp32")
-        self.model.eval()
-        self._end_epoch(self.current_epoch, loss)
-        self.model.train()
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, self.options.weight_decay),
-            lr=self.options.lr,
-            betas=(0.9, 0.98),
-            eps=1e-6,
-        )
-        steps = int(self.trainer.estimated_stepping_batches)
-        warmup = max(1, round(steps * self.options.warmup))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate(step, warmup, steps)
-        )
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
-
-
-def learning_rate(step: int, warmup: int, steps: int) -> float:
-    """The factor on the learning rate: linear to 1 over `warmup` steps, then a half cosine to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1, (step - warmup) / max(1, steps - warmup))))
-
-
-def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices and kernels; none on biases, norms, embeddings and scales."""
-    exempt = model.no_weight_decay()
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    plain = [p for n, p in named if p.ndim < 2 or n in exempt]
-    decayed = [p for n, p in named if not (p.ndim < 2 or n in exempt)]
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,6 +56,8 @@ def train(options: TrainOptions, quiet: bool = False) -> dict[str, Any]:
     """
     console = Console(stderr=True, quiet=quiet)
     check_target(options.out, CONFIG, options.force)
+    if options.precision == "fp16" and not torch.cuda.is_available():
+        raise DataError("--precision fp16 needs a CUDA device; use bf16 or fp32 here")
     clip = create(options.model, options.pretrained, options.seed)
     content, text = text_side(clip, options.tokenizer, options.templates)
     tokenizer = Tokenizer(content, text)
@@ -169,14 +103,9 @@ def _load(source: Path, clip: ClipModel, options: TrainOptions, console: Console
 
 def _fit(module: ClipTraining, dataset: PairDataset, options: TrainOptions, quiet: bool) -> None:
     lightning.seed_everything(options.seed, verbose=False)
-    cuda = torch.cuda.is_available()
-    if options.precision == "fp16" and not cuda:
-        raise DataError("--precision fp16 needs a CUDA device; use bf16 or fp32 here")
-    with warnings.catch_warnings():
-        # Lightning advises loader workers and litlogger; pixels are decoded already
-        warnings.filterwarnings("ignore", module="lightning")
+    with _plain_lightning():
         trainer = lightning.Trainer(
-            accelerator="cuda" if cuda else "cpu",
+            accelerator="cuda" if torch.cuda.is_available() else "cpu",
             devices=1,
             max_epochs=options.epochs,
             precision=_LIGHTNING[options.precision],  # type: ignore[arg-type]
@@ -185,12 +114,29 @@ def _fit(module: ClipTraining, dataset: PairDataset, options: TrainOptions, quie
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=not quiet,
-            callbacks=[] if quiet else [RichProgressBar(leave=False)],
+            callbacks=[] if quiet else [RichProgressBar(console_kwargs={"stderr": True})],
         )
         module.model.train()
         trainer.fit(module, loader(dataset, options.batch_size, options.seed))
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _plain_lightning() -> Iterator[None]:
+    """Lightning without its advice on loader workers and products, and with an ordinary Ctrl-C:
+    left alone it ends the process by sys.exit and leaves the signal switched off."""
+    logger = logging.getLogger("lightning.pytorch")
+    level, handler = logger.level, signal.getsignal(signal.SIGINT)
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        logger.setLevel(level)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _record(

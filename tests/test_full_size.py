@@ -1,0 +1,71 @@
+"""Whole runs at full size: real models, real photos and captions, and the demo's promise."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_cli import edgeclip
+from test_export import write_tokenizer
+
+from export.bundle import ExportOptions, export_bundle
+from export.verify import verify
+
+pytestmark = pytest.mark.slow
+MODELS = ["ViT-B-32-quickgelu", "ViT-B-16", "RN50", "MobileCLIP-S1", "ViT-B-16-SigLIP"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_open_clip_models_export(model: str, tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer") if "SigLIP" in model else None
+    options = ExportOptions(checkpoint=model, bundle=tmp_path / "bundle", tokenizer=tokenizer)
+    made = export_bundle(options, quiet=True)
+    rows = json.loads((tmp_path / "bundle/report/report.json").read_text())["parity"]
+    assert {row["batch"] for row in rows} == {1, 3, 8}
+    assert min(row["cosine_min"] for row in rows) >= 0.99999
+    expected = (10.0, -10.0) if "SigLIP" in model else (1 / 0.07, 0.0)
+    assert (made.head.logit_scale, made.head.logit_bias) == pytest.approx(expected, rel=1e-4)
+    assert made.head.activation == ("sigmoid" if "SigLIP" in model else "softmax")
+    assert verify(tmp_path / "bundle") == []
+
+
+def test_from_class_folders_to_photos_and_clips(data: Path, tmp_path: Path) -> None:
+    out, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
+    preset = Path(__file__).parents[1] / "training/presets/nano.json"
+    run = edgeclip("train", data / "cifar10/train", out, "--val", data / "cifar10/test",
+                   "--model", preset, "--epochs", 6, "--lr", 0.002, "--json")  # fmt: skip
+    record = json.loads(run.stdout)
+    assert record["data"]["images"] == 5000 and len(record["data"]["classes"]) == 10
+    assert record["epochs"][-1]["top1"] >= 0.25  # one in ten by chance
+    edgeclip("export", out, bundle, "--labels", ",".join(record["data"]["classes"]))
+    run = edgeclip("classify", bundle, data / "photos/images", "--json")
+    assert len(run.stdout.splitlines()) == 300
+    run = edgeclip("classify", bundle, data / "video", "--every", 20, "--json")
+    names = [json.loads(line)["file"] for line in run.stdout.splitlines()]
+    assert sum("car-detection" in name for name in names) == 19  # of 377 frames
+    assert sum("cockatoo" in name for name in names) == 14  # of 280
+
+
+def test_from_captions_to_photos(data: Path, tmp_path: Path) -> None:
+    out, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
+    captions = data / "captions"
+    preset = Path(__file__).parents[1] / "training/presets/nano.json"
+    run = edgeclip("train", captions / "captions.csv", out, "--val",
+                   captions / "captions_val.csv", "--model", preset, "--epochs", 3,
+                   "--lr", 0.002, "--json")  # fmt: skip
+    record = json.loads(run.stdout)
+    assert record["data"]["images"] == 6000 and record["val"]["images"] == 500
+    assert record["epochs"][-1]["text_to_image_r10"] >= 0.04  # 0.02 by chance
+    edgeclip("export", out, bundle)
+    run = edgeclip("classify", bundle, data / "photos/images", "--json", "--labels",
+                   "a dog,a bird,a car")  # fmt: skip
+    assert len(run.stdout.splitlines()) == 300
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_demo_keeps_its_promise(seed: int, tmp_path: Path) -> None:
+    run = edgeclip("demo", "--out", tmp_path / "demo", "--seed", seed, "--json")
+    figures = json.loads(run.stdout)
+    assert figures["top1_seen"] >= 0.97
+    assert figures["top1_unseen"] >= 0.85
+    assert figures["parity_cosine_min"] >= 0.99999
+    assert (tmp_path / "demo" / "demo.png").stat().st_size > 100_000
