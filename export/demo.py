@@ -30,7 +30,6 @@ from training.trainer import train
 from .bundle import ExportOptions, export_bundle
 from .verify import verify
 
-PRESET = Path(__file__).parents[1] / "training" / "presets" / "nano.json"
 FRAMES, TESTS = 6000, 1200
 EPOCHS, BATCH, RATE, DECAY = 20, 256, 3e-3, 0.1
 
@@ -63,7 +62,7 @@ def run(out: Path, seed: int = 0, force: bool = False, as_json: bool = False) ->
         data=out / "data" / "train.csv",
         val=out / "data" / "test.csv",
         out=out / "checkpoint",
-        model=str(PRESET),
+        model="nano",
         templates=digits.TEMPLATES,
         epochs=EPOCHS,
         batch_size=BATCH,

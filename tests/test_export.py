@@ -22,7 +22,9 @@ from runtime.ort import OrtEncoder
 from runtime.tokenizer import Tokenizer
 from training.evaluate import normalise
 from training.model import create
+from training.options import TrainOptions
 from training.text import text_side
+from training.trainer import train
 
 VIT = {"image_size": 32, "layers": 2, "width": 48, "head_width": 16, "patch_size": 8}
 RESNET = {
@@ -118,6 +120,23 @@ def test_siglip_tokens_and_scores(tmp_path: Path) -> None:
     scale = opened.manifest.head.logit_scale
     expected = 1 / (1 + np.exp(-(scale * prediction.cosines - 10)))
     np.testing.assert_allclose(prediction.scores, expected, rtol=1e-4)
+
+
+def test_siglip_trains_and_keeps_its_tokenizer(squares: Path, tmp_path: Path) -> None:
+    options = TrainOptions(
+        data=squares,
+        out=tmp_path / "checkpoint",
+        model=str(write_config(tmp_path, "siglip")),
+        tokenizer=write_tokenizer(tmp_path / "tokenizer"),
+        epochs=2,
+        batch_size=24,
+    )
+    record = train(options, quiet=True)
+    assert record["epochs"][1]["loss"] < record["epochs"][0]["loss"]
+    exported = ExportOptions(checkpoint=str(tmp_path / "checkpoint"), bundle=tmp_path / "bundle")
+    made = export_bundle(exported, quiet=True)
+    assert made.model.name == "test-siglip" and made.head.activation == "sigmoid"
+    assert (made.text.start_id, made.text.end_id, made.text.pad_id) == (None, 1, 1)
 
 
 def test_siglip_without_a_tokenizer_says_what_is_missing(

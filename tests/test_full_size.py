@@ -30,9 +30,8 @@ def test_open_clip_models_export(model: str, tmp_path: Path) -> None:
 
 def test_from_class_folders_to_photos_and_clips(data: Path, tmp_path: Path) -> None:
     out, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
-    preset = Path(__file__).parents[1] / "training/presets/nano.json"
     run = edgeclip("train", data / "cifar10/train", out, "--val", data / "cifar10/test",
-                   "--model", preset, "--epochs", 6, "--lr", 0.002, "--json")  # fmt: skip
+                   "--model", "nano", "--epochs", 6, "--lr", 0.002, "--json")  # fmt: skip
     record = json.loads(run.stdout)
     assert record["data"]["images"] == 5000 and len(record["data"]["classes"]) == 10
     assert record["epochs"][-1]["top1"] >= 0.25  # one in ten by chance
@@ -48,9 +47,8 @@ def test_from_class_folders_to_photos_and_clips(data: Path, tmp_path: Path) -> N
 def test_from_captions_to_photos(data: Path, tmp_path: Path) -> None:
     out, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
     captions = data / "captions"
-    preset = Path(__file__).parents[1] / "training/presets/nano.json"
     run = edgeclip("train", captions / "captions.csv", out, "--val",
-                   captions / "captions_val.csv", "--model", preset, "--epochs", 3,
+                   captions / "captions_val.csv", "--model", "nano", "--epochs", 3,
                    "--lr", 0.002, "--json")  # fmt: skip
     record = json.loads(run.stdout)
     assert record["data"]["images"] == 6000 and record["val"]["images"] == 500

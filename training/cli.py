@@ -15,7 +15,7 @@ def train(
     out: Annotated[Path, typer.Argument(help="Checkpoint folder to write.")],
     val: Annotated[Path | None, typer.Option(help="Validation data, like DATA.")] = None,
     model: Annotated[
-        str, typer.Option(help="open_clip model, a config (.json), or a checkpoint folder.")
+        str, typer.Option(help="open_clip model, `nano`, a config (.json), or a checkpoint folder.")
     ] = "ViT-B-32",
     pretrained: Annotated[
         str | None, typer.Option(help="open_clip weights tag to start from (default: random).")

@@ -21,6 +21,8 @@ from runtime.manifest import ImageSpec
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
+RECORD = "training.json"
+PRESETS = Path(__file__).parent / "presets"
 _FIT = {"shortest": "crop", "squash": "squash", "longest": "pad"}
 
 
@@ -47,7 +49,7 @@ class ClipModel:
 
 def create(name: str, pretrained: str | None = None, seed: int = 0) -> ClipModel:
     """Makes a model: an open_clip name (with a `pretrained` tag, or random weights from `seed`),
-    a model config (`.json`, random weights), or a checkpoint folder.
+    one of our presets or a model config (`.json`) with random weights, or a checkpoint folder.
 
     Raises DataError, saying what there is, for a name, tag, config or folder that does not work.
     """
@@ -57,6 +59,8 @@ def create(name: str, pretrained: str | None = None, seed: int = 0) -> ClipModel
         if pretrained:
             raise DataError(f"{name} is a checkpoint folder, so --pretrained does not go with it")
         return _from_folder(path)
+    if (PRESETS / f"{name}.json").is_file():
+        path = PRESETS / f"{name}.json"
     if path.suffix == ".json":
         _register_config(path)
         return _from_name(path.stem, pretrained)
@@ -72,10 +76,16 @@ def _from_folder(folder: Path) -> ClipModel:
         model = _quietly(f"local-dir:{folder}")
     except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError, OSError) as error:
         raise DataError(f"the checkpoint {folder} does not load: {error}") from error
-    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return ClipModel(
-        model, folder.resolve().name, content["model_cfg"], image_spec(model), "checkpoint", folder
-    )
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+    return ClipModel(model, _trained_name(folder), config, image_spec(model), "checkpoint", folder)
+
+
+def _trained_name(folder: Path) -> str:
+    """The name of the architecture, where our own training wrote it down; else the folder's."""
+    try:
+        return str(json.loads((folder / RECORD).read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder.resolve().name
 
 
 def _register_config(path: Path) -> None:
@@ -155,4 +165,4 @@ def save(clip: ClipModel, folder: Path, record: Mapping[str, Any]) -> None:
     state = {k: v.detach().cpu().contiguous().clone() for k, v in clip.model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
     text = json.dumps(record, indent=2, ensure_ascii=False)
-    (folder / "training.json").write_text(text + "\n", encoding="utf-8")
+    (folder / RECORD).write_text(text + "\n", encoding="utf-8")

@@ -33,7 +33,7 @@ def text_side(
     if config.get("hf_tokenizer_name"):
         folder = _tokenizer_folder(tokenizer, clip.folder, config["hf_tokenizer_name"])
         content = (folder / "tokenizer.json").read_bytes()
-        start, end, pad = _special_ids(content, folder)
+        content, (start, end, pad) = _with_special_ids(content, folder)
         cleaning = kwargs.pop("clean", "whitespace")
         if kwargs.pop("strip_sep_token", False) or config.get("tokenizer_mode"):
             raise DataError(f"{clip.name}: this kind of tokenizer cannot be exported yet")
@@ -96,13 +96,18 @@ def _tokenizer_folder(given: Path | None, checkpoint: Path | None, hub_name: str
     return Path(path).parent
 
 
-def _special_ids(content: bytes, folder: Path) -> tuple[int | None, int | None, int]:
-    """Ids of start, end and padding: what the tokenizer puts around a text, and pads with."""
+def _with_special_ids(
+    content: bytes, folder: Path
+) -> tuple[bytes, tuple[int | None, int | None, int]]:
+    """Ids of start, end and padding: what the tokenizer puts around a text, and pads with.
+
+    The returned content also states the padding, so that it needs no other file from then on.
+    """
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
-        padding = json.loads(content).get("padding")
-    except Exception as error:
+    except Exception as error:  # the library raises a bare Exception
         raise DataError(f"{folder}/tokenizer.json is not a tokenizer: {error}") from error
+    pad = tokenizer.padding["pad_id"] if tokenizer.padding else _pad_id(tokenizer, folder)
     tokenizer.no_padding()
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     framed = tokenizer.encode("a").ids
@@ -110,8 +115,9 @@ def _special_ids(content: bytes, folder: Path) -> tuple[int | None, int | None, 
     before, after = framed[:at], framed[at + len(bare) :]
     if at < 0 or len(before) > 1 or len(after) > 1:
         raise DataError(f"{folder}/tokenizer.json puts {framed} around {bare}: not supported yet")
-    pad = padding["pad_id"] if padding else _pad_id(tokenizer, folder)
-    return (before[0] if before else None), (after[0] if after else None), pad
+    tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
+    ids = (before[0] if before else None), (after[0] if after else None), pad
+    return tokenizer.to_str().encode(), ids
 
 
 def _pad_id(tokenizer: tokenizers.Tokenizer, folder: Path) -> int:

@@ -144,6 +144,7 @@ def _record(
 ) -> dict[str, Any]:
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     return {
+        "model": clip.name,
         "options": chosen,
         "start": clip.source,
         "data": _describe(data),
