@@ -118,7 +118,12 @@ def load_bank(path: Path, text_encoder: str, dim: int) -> PromptBank:
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise UnsupportedFormat(f"{path} is not a prompt bank: {error}") from error
     texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    if not texts or embeddings.shape != (len(labels), dim) or embeddings.dtype != np.float32:
+    if (
+        not texts
+        or not labels
+        or embeddings.shape != (len(labels), dim)
+        or embeddings.dtype != np.float32
+    ):
         raise UnsupportedFormat(f"{path} is not a prompt bank of {dim} dimensions; export it again")
     if not np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3):
         raise UnsupportedFormat(f"{path}: the embeddings are not unit rows; export it again")

@@ -3,27 +3,53 @@
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from conftest import COLORS
 
+from export.cli import main
+from runtime.errors import MissingFile
 
-def edgeclip(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from export.cli import main; main()", *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == code, run.stderr
-    assert "Traceback" not in run.stderr
+
+@dataclass(frozen=True)
+class Run:
+    stdout: str
+    stderr: str
+
+
+class Edgeclip(Protocol):
+    def __call__(self, *arguments: object, code: int = 0) -> Run: ...
+
+
+@pytest.fixture
+def edgeclip(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Edgeclip:
+    """Runs the command in this process, and expects an exit code."""
+
+    def run(*arguments: object, code: int = 0) -> Run:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["edgeclip", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        found = Run(*capsys.readouterr())
+        assert (exit.value.code or 0) == code, found.stderr
+        assert "Traceback" not in found.stderr
+        return found
+
     return run
 
 
 @pytest.mark.parametrize("command", ["demo", "train", "export", "classify", "verify"])
-def test_every_command_is_listed_and_has_an_example(command: str) -> None:
+def test_every_command_is_listed_and_has_an_example(edgeclip: Edgeclip, command: str) -> None:
     assert command in edgeclip("--help").stdout
     assert f"Example: edgeclip {command}" in edgeclip(command, "--help").stdout
 
 
-def test_classify_prints_a_line_for_each_frame(bundle: Path, squares: Path) -> None:
+def test_classify_prints_a_line_for_each_frame(
+    edgeclip: Edgeclip, bundle: Path, squares: Path
+) -> None:
     run = edgeclip("classify", bundle, squares / "red", squares / "blue/3.png", "--json")
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(lines) == 25
@@ -32,12 +58,14 @@ def test_classify_prints_a_line_for_each_frame(bundle: Path, squares: Path) -> N
     assert sum(right) >= 22
 
 
-def test_classify_prints_a_table(bundle: Path, squares: Path) -> None:
+def test_classify_prints_a_table(edgeclip: Edgeclip, bundle: Path, squares: Path) -> None:
     run = edgeclip("classify", bundle, squares / "green/0.png", "--labels", "green,[b]odd[/b]")
     assert "green" in run.stdout and "[b]odd[/b]" in run.stdout and "fp32" in run.stdout
 
 
-def test_classify_goes_on_after_a_bad_file(bundle: Path, squares: Path, tmp_path: Path) -> None:
+def test_classify_goes_on_after_a_bad_file(
+    edgeclip: Edgeclip, bundle: Path, squares: Path, tmp_path: Path
+) -> None:
     (tmp_path / "bad.jpg").write_text("this is a text")
     files = tmp_path / "bad.jpg", squares / "red/0.png"
     run = edgeclip("classify", bundle, *files, "--json", code=2)
@@ -47,7 +75,9 @@ def test_classify_goes_on_after_a_bad_file(bundle: Path, squares: Path, tmp_path
     assert run.stderr.count("not a picture") == 1 and "0.png" in run.stdout
 
 
-def test_labels_and_templates_from_files(bundle: Path, squares: Path, tmp_path: Path) -> None:
+def test_labels_and_templates_from_files(
+    edgeclip: Edgeclip, bundle: Path, squares: Path, tmp_path: Path
+) -> None:
     (tmp_path / "labels.txt").write_text("red\n\nblue\n")
     (tmp_path / "labels.json").write_text('{"warm": ["red"], "cold": ["blue", "green"]}')
     (tmp_path / "templates.txt").write_text("a {} square\n{}\n")
@@ -57,7 +87,9 @@ def test_labels_and_templates_from_files(bundle: Path, squares: Path, tmp_path: 
         assert {label for label, _ in json.loads(run.stdout)["top"]} == expected
 
 
-def test_export_verify_and_classify(checkpoint: Path, squares: Path, tmp_path: Path) -> None:
+def test_export_verify_and_classify(
+    edgeclip: Edgeclip, checkpoint: Path, squares: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "bundle"
     run = edgeclip("export", checkpoint, out, "--labels", "red,blue", "--json")
     assert len(json.loads(run.stdout)["parity"]) == 6
@@ -67,13 +99,15 @@ def test_export_verify_and_classify(checkpoint: Path, squares: Path, tmp_path: P
     assert "text.fp32.onnx" in edgeclip("verify", out, code=3).stdout
 
 
-def one_line(run: subprocess.CompletedProcess[str]) -> str:
+def one_line(run: Run) -> str:
     assert run.stdout == ""
     (line,) = run.stderr.strip().splitlines()
     return line
 
 
-def test_errors_are_one_line(bundle: Path, squares: Path, tmp_path: Path) -> None:
+def test_errors_are_one_line(
+    edgeclip: Edgeclip, bundle: Path, squares: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.csv").write_text("image,text\n")
     out = tmp_path / "out"
@@ -97,11 +131,23 @@ def test_errors_are_one_line(bundle: Path, squares: Path, tmp_path: Path) -> Non
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.csv", "empty"]
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    command = "import sys; sys.argv[0] = 'edgeclip'; from export.cli import main; main()"
-    run = subprocess.run(
-        [sys.executable, "-c", command, "verify", str(tmp_path), "--debug"],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 1 and "MissingFile" in run.stderr and "Traceback" in run.stderr
+def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["edgeclip", "verify", str(tmp_path), "--debug"])
+    with pytest.raises(MissingFile):
+        main()
+
+
+def test_help_is_instant_and_the_script_is_installed() -> None:
+    """Help loads neither torch nor a backend (the import test says so); here the real process."""
+    script = Path(sys.executable).parent / "edgeclip"
+    run = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
+    assert "edgeclip demo" in run.stdout
+
+
+def test_an_extra_that_is_not_installed_is_named(
+    edgeclip: Edgeclip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "training.trainer", None)
+    monkeypatch.setattr("export.cli.EXTRAS", {"training": "train"})
+    run = edgeclip("train", tmp_path, tmp_path / "out", code=2)
+    assert "pip install 'edgeclip[train]'" in run.stderr

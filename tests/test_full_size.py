@@ -1,16 +1,26 @@
 """Whole runs at full size: real models, real photos and captions, and the demo's promise."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from test_cli import edgeclip
 from test_export import write_tokenizer
 
 from export.bundle import ExportOptions, export_bundle
 from export.verify import verify
 
 pytestmark = pytest.mark.slow
+
+
+def edgeclip(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "edgeclip"), *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run
+
+
 MODELS = ["ViT-B-32-quickgelu", "ViT-B-16", "RN50", "MobileCLIP-S1", "ViT-B-16-SigLIP"]
 
 
