@@ -4,6 +4,7 @@ each command imports what it needs when it runs, so that help is instant.
 
 import errno
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -118,15 +119,17 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that nothing is left
     try:
         app()
+    except SystemExit as end:
+        if end.code in (130, 143):
+            print("edgeclip: interrupted; nothing half-written is left", file=sys.stderr)
+        raise
     except Exception as error:
         if debug:
             raise
         sys.exit(_explain(error))
-    except KeyboardInterrupt:
-        print("edgeclip: interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def _explain(error: Exception) -> int:

@@ -151,3 +151,30 @@ def test_an_extra_that_is_not_installed_is_named(
     monkeypatch.setattr("export.cli.EXTRAS", {"training": "train"})
     run = edgeclip("train", tmp_path, tmp_path / "out", code=2)
     assert "pip install 'edgeclip[train]'" in run.stderr
+
+
+STOPPED = """
+import os, signal, time
+from export import bundle, cli
+
+def stopped(*_):
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(30)
+
+bundle.compare = stopped
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_stopped_export_leaves_nothing(
+    checkpoint: Path, tmp_path: Path, name: str, code: int
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", STOPPED.format(name=name), "export", checkpoint, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == code
+    assert "interrupted; nothing half-written" in run.stderr and "Traceback" not in run.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -142,7 +142,10 @@ def test_siglip_trains_and_keeps_its_tokenizer(squares: Path, tmp_path: Path) ->
 def test_siglip_without_a_tokenizer_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    def offline(*_: str) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     options = ExportOptions(
         checkpoint=str(write_config(tmp_path, "siglip")), bundle=tmp_path / "bundle"
     )

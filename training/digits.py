@@ -127,8 +127,8 @@ def compose(
     scan: NDArray[np.float32], color: tuple[int, int, int], rng: np.random.Generator
 ) -> Image.Image:
     """One frame, RGB 64 x 64: the scan in a colour, at a random place, size, angle and light."""
-    side = int(rng.integers(SIZE // 2, SIZE * 9 // 10))
-    digit = Image.fromarray((scan * 255).astype(np.uint8))
+    side = int(rng.integers(SIZE * 5 // 8, SIZE + 1))
+    digit = Image.fromarray((np.pad(scan, 1) * 255).astype(np.uint8))  # a margin to bend into
     digit = bend(digit.resize((side, side), Image.Resampling.BICUBIC), rng)
     mask = Image.new("L", (SIZE, SIZE))
     left, top = (int(v) for v in rng.integers(0, SIZE - side + 1, 2))
