@@ -11,20 +11,23 @@ Floats = NDArray[np.float32]
 def top_k_accuracy(similarity: Floats, targets: NDArray[np.int64], k: int) -> float:
     """Share of rows [N, C] whose target is among the k most similar columns.
 
-    A tie counts against the model.
+    A tie counts against the model, and so does NaN.
     """
-    own = similarity[np.arange(len(targets)), targets][:, None]
-    rank = (similarity >= own).sum(axis=1) - 1
-    return float((rank < k).mean())
+    own = similarity[np.arange(len(targets)), targets]
+    rank = (~(similarity < own[:, None])).sum(axis=1) - 1
+    return float(((rank < k) & np.isfinite(own)).mean())
 
 
 def recall_at_k(
     similarity: Floats, positives: NDArray[np.bool_], ks: Sequence[int] = (1, 5, 10)
 ) -> dict[int, float]:
-    """R@k: the share of rows [N, M] with a positive among their k most similar columns."""
-    best = np.where(positives, similarity, -np.inf).max(axis=1, keepdims=True)
-    rank = (~positives & (similarity >= best)).sum(axis=1)
-    return {k: float((rank < k).mean()) for k in ks}
+    """R@k: the share of rows [N, M] with a positive among their k most similar columns.
+
+    A tie counts against the model, and so does NaN.
+    """
+    best = np.where(positives, similarity, -np.inf).max(axis=1)
+    rank = (~positives & ~(similarity < best[:, None])).sum(axis=1)
+    return {k: float(((rank < k) & np.isfinite(best)).mean()) for k in ks}
 
 
 def row_cosines(a: Floats, b: Floats) -> NDArray[np.float64]:

@@ -16,12 +16,14 @@ from calibration import parity
 from calibration.metrics import Floats
 from calibration.parity import Parity
 from runtime import manifest
-from runtime.bundle import describe
+from runtime.backends import Border
+from runtime.bundle import Bundle, describe
+from runtime.classifier import Classifier
 from runtime.errors import DataError
 from runtime.folders import check_target, new_folder
 from runtime.manifest import Head, Manifest, Model, Precision
 from runtime.ort import OrtEncoder
-from runtime.prompts import DEFAULT_TEMPLATES, Embeddings, Labels, build_bank, save_bank
+from runtime.prompts import DEFAULT_TEMPLATES, Labels, save_bank
 from runtime.tokenizer import Tokenizer
 from training.evaluate import normalise
 from training.model import ClipModel, create
@@ -59,6 +61,9 @@ class ExportOptions:
     force: bool = False
     """Replace the bundle folder if it exists."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bundle", self.bundle.expanduser())
+
 
 def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
     """Exports a checkpoint folder or an open_clip model as a bundle (format 1).
@@ -81,7 +86,6 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
         with console.status("Comparing them with the model"):
             rows = compare(clip, tokenizer, folder)
         parity.require(rows, MIN_COSINE)
-        prompts = _write_prompts(options, tokenizer, folder)
         made = Manifest(
             format=manifest.FORMAT,
             model=_model(clip),
@@ -91,12 +95,13 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
             precisions={"fp32": Precision(image=IMAGE, status="accepted", figures=_figures(rows))},
             text_encoder=TEXT,
             tokenizer=TOKENIZER,
-            prompts=prompts,
-            files={},
+            files=_files(folder),
         )
+        made = msgspec.structs.replace(made, prompts=_write_prompts(options, made, folder))
         write_report(folder, made, rows)
         made = msgspec.structs.replace(made, files=_files(folder))
         manifest.write(folder, made)
+        made, _ = manifest.read(folder)  # what would be refused later is refused now
     return made
 
 
@@ -109,7 +114,7 @@ def _write_encoders(clip: ClipModel, end_id: int | None, folder: Path) -> None:
     ):
         try:
             write_onnx(encoder, example, name, folder / file)
-        except (ValueError, RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        except Exception as error:  # PyTorch's, onnx's and protobuf's errors share no base
             raise DataError(f"{clip.name} cannot be exported: {error}") from error
 
 
@@ -129,9 +134,10 @@ def compare(clip: ClipModel, tokenizer: Tokenizer, folder: Path) -> list[Parity]
         return np.asarray(clip.model.encode_text(ids, normalize=True).numpy())
 
     clip.model.eval()
-    image_file = OrtEncoder(folder / IMAGE, "frames")
+    dim = int(clip.config["embed_dim"])
+    image_file = OrtEncoder(folder / IMAGE, Border("frames", frames.shape[1:], dim))
     rows = parity.measure("image", image, image_file, frames, BATCHES)
-    text_file = OrtEncoder(folder / TEXT, "tokens")
+    text_file = OrtEncoder(folder / TEXT, Border("tokens", tokens.shape[1:], dim))
     return rows + parity.measure("text", text, text_file, tokens, BATCHES)
 
 
@@ -146,19 +152,16 @@ def probe_frames(height: int, width: int) -> NDArray[np.uint8]:
     return frames
 
 
-def _write_prompts(options: ExportOptions, tokenizer: Tokenizer, folder: Path) -> dict[str, str]:
+def _write_prompts(options: ExportOptions, made: Manifest, folder: Path) -> dict[str, str]:
+    """Writes the default prompt bank as the runtime itself computes it, from the files so far."""
     if options.labels is None:
         return {}
-    encoder = OrtEncoder(folder / TEXT, "tokens")
-
-    def embed(texts: Sequence[str]) -> Embeddings:
-        parts = [encoder(tokenizer(texts[i : i + 64])) for i in range(0, len(texts), 64)]
-        return np.concatenate(parts)
-
-    (folder / "prompts").mkdir()
+    manifest.write(folder, made)
+    classifier = Classifier(Bundle(folder))
+    classifier.set_labels(options.labels)
     name = "prompts/default.safetensors"
-    bank = build_bank(options.labels, options.templates, embed, describe(folder / TEXT).sha256)
-    save_bank(bank, folder / name)
+    (folder / "prompts").mkdir()
+    save_bank(classifier.require_bank(), folder / name)
     return {"default": name}
 
 
@@ -191,5 +194,5 @@ def _figures(rows: Sequence[Parity]) -> dict[str, float]:
 
 
 def _files(folder: Path) -> dict[str, manifest.FileEntry]:
-    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != manifest.NAME)
     return {p.relative_to(folder).as_posix(): describe(p) for p in paths}

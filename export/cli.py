@@ -6,6 +6,7 @@ import errno
 import json
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +38,7 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """The whole road in four minutes: train a small CLIP, export it, classify with it."""
+    """The whole road in two minutes: train a small CLIP, export it, classify with it."""
     from .demo import run
 
     run(out, seed, force, as_json)
@@ -79,12 +80,12 @@ def export(
         bundle=bundle,
         pretrained=pretrained,
         tokenizer=tokenizer,
-        labels=read_labels(labels) if labels else None,
+        labels=None if labels is None else read_labels(labels),
         templates=read_templates(templates) if templates else DEFAULT_TEMPLATES,
         force=force,
     )
     export_bundle(options, quiet=as_json)
-    report = bundle / "report"
+    report = options.bundle / "report"
     if as_json:
         print((report / "report.json").read_text(encoding="utf-8"), end="")
     else:
@@ -119,6 +120,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    warnings.filterwarnings("ignore", module="PIL")  # notes on odd pictures that it does read
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that nothing is left
     try:
         app()
@@ -139,9 +141,9 @@ def _explain(error: Exception) -> int:
     elif isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRAS:
         extra = EXTRAS[(error.name or "").split(".")[0]]
         message, code = f"this command needs more: pip install 'edgeclip[{extra}]'", 2
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+    elif isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
         message, code = f"{error.filename or 'the disk'}: {error.strerror}", 2
     else:
         message, code = f"internal error: {type(error).__name__}: {error} (--debug shows more)", 1
-    print(f"edgeclip: {message}", file=sys.stderr)
+    print(f"edgeclip: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
+from runtime.backends import Border, image_border, text_border
 from runtime.bundle import Bundle
+from runtime.classifier import Classifier
 from runtime.errors import EdgeClipError
 from runtime.manifest import NAME
 from runtime.ort import OrtEncoder
-from runtime.prompts import load_bank
-from runtime.tokenizer import Tokenizer
 
 from .to_onnx import OPSET
 
@@ -33,17 +33,15 @@ def verify(folder: Path) -> list[str]:
     if faults:  # what is damaged is not parsed
         return faults
     made = bundle.manifest
-    encoders = {entry.image: "frames" for entry in made.precisions.values()}
-    for name, input_name in (encoders | {made.text_encoder: "tokens"}).items():
-        faults += [f"{name}: {fault}" for fault in _encoder(bundle, name, input_name)]
+    encoders = [(entry.image, image_border(made)) for entry in made.precisions.values()]
+    for name, border in [*encoders, (made.text_encoder, text_border(made))]:
+        faults += [f"{name}: {fault}" for fault in _encoder(bundle, name, border)]
     return faults + list(_prompts(bundle))
 
 
 def _files(bundle: Bundle) -> Iterator[str]:
     made = bundle.manifest
-    named = {entry.image for entry in made.precisions.values()}
-    named |= {made.text_encoder, made.tokenizer, *made.prompts.values()}
-    for name in sorted(named | set(made.files)):
+    for name in sorted(made.files):
         try:
             bundle.file(name)
         except EdgeClipError as error:
@@ -55,7 +53,7 @@ def _files(bundle: Bundle) -> Iterator[str]:
                 yield f"{name} is not listed in the manifest"
 
 
-def _encoder(bundle: Bundle, name: str, input_name: str) -> Iterator[str]:
+def _encoder(bundle: Bundle, name: str, border: Border) -> Iterator[str]:
     path = bundle.file(name)
     try:
         model = onnx.load(path, load_external_data=False)
@@ -63,20 +61,13 @@ def _encoder(bundle: Bundle, name: str, input_name: str) -> Iterator[str]:
     except Exception as error:  # protobuf, checker and inference errors share no base
         yield f"not a valid ONNX file: {error}"
         return
-    yield from _graph(model, input_name)
-    made = bundle.manifest
-    sizes = {
-        "frames": (made.image.height, made.image.width, 3),
-        "tokens": (made.text.context_length,),
-    }
-    dtype = np.uint8 if input_name == "frames" else np.int32
+    yield from _graph(model, border.name)
+    dtype = np.uint8 if border.name == "frames" else np.int32
     try:
-        encoder = OrtEncoder(path, input_name)
+        encoder = OrtEncoder(path, border)
         for batch in (1, 3):
-            rows = encoder(np.zeros((batch, *sizes[input_name]), dtype=dtype))
-            if rows.shape != (batch, made.model.embedding_dim):
-                yield f"gives {rows.shape} for a batch of {batch}"
-            elif not np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-4):
+            rows = encoder(np.zeros((batch, *border.shape), dtype=dtype))
+            if not np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-4):
                 yield "its embeddings are not unit rows"
     except EdgeClipError as error:
         yield str(error)
@@ -100,11 +91,14 @@ def _graph(model: ModelProto, input_name: str) -> Iterator[str]:
 
 
 def _prompts(bundle: Bundle) -> Iterator[str]:
-    made = bundle.manifest
-    encoder = made.files[made.text_encoder].sha256
+    """Uses the bundle as an application would: a label by every template, and every bank."""
+    frame = np.zeros((bundle.manifest.image.height, bundle.manifest.image.width, 3), np.uint8)
     try:
-        Tokenizer(bundle.file(made.tokenizer).read_bytes(), made.text)
-        for name in made.prompts.values():
-            load_bank(bundle.file(name), encoder, made.model.embedding_dim)
+        classifier = Classifier(bundle)
+        classifier.set_labels(["a label"])
+        classifier.classify(frame)
+        for name in bundle.manifest.prompts:
+            classifier.use_prompts(name)
+            classifier.classify(frame)
     except EdgeClipError as error:
         yield str(error)

@@ -39,6 +39,8 @@ def load(
     """
     if labels is not None and prompts is not None:
         raise DataError("give labels= or prompts=, not both")
+    if templates is not None and labels is None:
+        raise DataError("templates go with labels: a prompt bank has its own")
     classifier = Classifier(Bundle(bundle), backend=backend, precision=precision, threads=threads)
     classifier.threshold = threshold
     if labels is not None:

@@ -1,5 +1,6 @@
 """Chooses what runs an encoder: the one backend protocol, and the modules that implement it."""
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BackendUnavailable
+from .manifest import Manifest
 
 NAMES = ("onnxruntime",)
 
@@ -19,6 +21,28 @@ class Encoder(Protocol):
     name: str
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class Border:
+    """What goes into an encoder, and comes out: the input's name and its shape without the batch
+    ([H, W, 3] or [L]), and the width of the embeddings."""
+
+    name: str
+    shape: tuple[int, ...]
+    dim: int
+
+
+def image_border(manifest: Manifest) -> Border:
+    """The border of a bundle's image encoder."""
+    return Border(
+        "frames", (manifest.image.height, manifest.image.width, 3), manifest.model.embedding_dim
+    )
+
+
+def text_border(manifest: Manifest) -> Border:
+    """The border of a bundle's text encoder."""
+    return Border("tokens", (manifest.text.context_length,), manifest.model.embedding_dim)
 
 
 def choose(backend: str) -> str:
@@ -37,8 +61,8 @@ def choose(backend: str) -> str:
     return "onnxruntime"
 
 
-def open_encoder(backend: str, path: Path, input_name: str, threads: int | None) -> Encoder:
+def open_encoder(backend: str, path: Path, border: Border, threads: int | None) -> Encoder:
     """Opens an encoder file on a backend that `choose` returned."""
     from .ort import OrtEncoder
 
-    return OrtEncoder(path, input_name, threads)
+    return OrtEncoder(path, border, threads)

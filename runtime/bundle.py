@@ -1,6 +1,7 @@
 """A bundle folder: finds its files, and checks each against the manifest before it is parsed."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from . import manifest
@@ -26,7 +27,7 @@ class Bundle:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        if not self.folder.is_dir():
+        if not os.path.isdir(self.folder):
             raise MissingFile(f"there is no bundle folder {self.folder}")
         self.manifest, self.raw = manifest.read(self.folder)
         self._checked: dict[str, Path] = {}
@@ -46,7 +47,7 @@ class Bundle:
         if entry is None:
             raise UnsupportedFormat(f"{self.folder}/manifest.json does not list the file {name!r}")
         path = self._inside(name)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise MissingFile(f"{path} is missing; copy the whole bundle again")
         try:
             found = describe(path)

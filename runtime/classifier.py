@@ -43,7 +43,8 @@ class Classifier:
         self.threshold = 0.0
         self.bank: PromptBank | None = None
         image = bundle.file(bundle.manifest.precisions[self.precision].image)
-        self._image = backends.open_encoder(self.backend, image, "frames", threads)
+        border = backends.image_border(bundle.manifest)
+        self._image = backends.open_encoder(self.backend, image, border, threads)
         self._text: tuple[Tokenizer, Encoder] | None = None
         self._text_lock = threading.Lock()
 
@@ -61,7 +62,9 @@ class Classifier:
 
     def classify_batch(self, frames: Sequence[Source], color: Color = "bgr") -> list[Prediction]:
         """Classifies frames, also of different sizes, in one run of the encoder."""
-        bank = self._bank()
+        if isinstance(frames, str | Path):
+            raise FrameError(f"classify_batch takes a list of frames, not the one path {frames}")
+        bank = self.require_bank()
         start = time.perf_counter()
         pixels = self._pixels(frames, color)
         ready = time.perf_counter()
@@ -120,7 +123,8 @@ class Classifier:
         encoder = manifest.files[manifest.text_encoder].sha256
         self.bank = load_bank(path, encoder, manifest.model.embedding_dim)
 
-    def _bank(self) -> PromptBank:
+    def require_bank(self) -> PromptBank:
+        """The prompt bank in use. Raises DataError where there is none."""
         if self.bank is None:
             raise DataError(
                 f"{self.bundle.folder} has no prompt bank: "
@@ -141,7 +145,8 @@ class Classifier:
                 content = self.bundle.file(manifest.tokenizer).read_bytes()
                 tokenizer = Tokenizer(content, manifest.text)
                 path = self.bundle.file(manifest.text_encoder)
-                encoder = backends.open_encoder(self.backend, path, "tokens", self.threads)
+                border = backends.text_border(manifest)
+                encoder = backends.open_encoder(self.backend, path, border, self.threads)
                 self._text = tokenizer, encoder
             return self._text
 

@@ -37,7 +37,7 @@ def classify(
     found = find_files(files)
     classifier = load(
         bundle,
-        read_labels(labels) if labels else None,
+        None if labels is None else read_labels(labels),
         prompts=prompts,
         templates=read_templates(templates) if templates else None,
         backend=backend,

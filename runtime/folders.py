@@ -10,15 +10,21 @@ from pathlib import Path
 
 from .errors import DataError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
-def check_target(target: Path, marker: str, overwrite: bool) -> None:
-    """Raises DataError where `target` exists and holds something that must not be lost.
 
-    With `overwrite` it may be replaced, but only if it holds the file `marker`, that is, if it is
-    a folder of the same kind.
+def check_target(target: str | Path, marker: str, overwrite: bool) -> Path:
+    """Returns `target` with `~` and links resolved, if a folder may be put there.
+
+    Raises DataError where something would be lost. With `overwrite` a folder may be replaced, but
+    only if it holds the file `marker`, that is, if it is of the same kind.
     """
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
+    target = Path(os.path.realpath(Path(target).expanduser()))
+    if os.path.ismount(target) or target == Path.cwd():
+        raise DataError(f"{target} cannot be replaced as a whole; name a folder inside it")
+    if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
+        return target
     if not target.is_dir():
         raise DataError(f"{target} is a file; name a folder that does not exist yet")
     if not overwrite:
@@ -28,6 +34,7 @@ def check_target(target: Path, marker: str, overwrite: bool) -> None:
             f"{target} is not replaced, even with --force: it has no {marker}, so it holds "
             "something else; name another folder"
         )
+    return target
 
 
 @contextlib.contextmanager
@@ -35,41 +42,41 @@ def new_folder(target: str | Path, marker: str, overwrite: bool = False) -> Iter
     """Yields an empty folder beside `target`, which takes its place when the block succeeds.
 
     When the block fails, the folder goes and `target` is as it was. Raises DataError where the
-    target may not be replaced (see `check_target`), or the disk is full.
+    target may not be replaced (see `check_target`), also if it came into being meanwhile, or the
+    disk is full.
     """
-    target = Path(target).expanduser().absolute()
-    check_target(target, marker, overwrite)
+    target = check_target(target, marker, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
+    beside = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+    beside.chmod(0o777 & ~_umask())
     try:
         yield beside
-        _share(beside)
-        swap(beside, target)
+        check_target(target, marker, overwrite)
+        _swap(beside, target)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _FULL:
             raise DataError(f"no space left on the disk of {target.parent}") from error
+        if error.errno in _TAKEN:
+            raise DataError(f"{target} was made by somebody else meanwhile; it is kept") from error
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _share(folder: Path) -> None:
-    """Gives files the mode that the user's umask asks for; some writers make them private."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
-
-
-def swap(new: Path, target: Path) -> None:
+def _swap(new: Path, target: Path) -> None:
     """Puts the folder `new` in the place of `target`; the old one is removed last."""
     old = new.with_suffix(".old")
-    if target.exists():
-        target.rename(old)
     try:
-        new.rename(target)
-    except BaseException:
-        if old.exists():
+        if target.is_dir() and any(target.iterdir()):
+            target.rename(old)
+        new.rename(target)  # the system refuses to replace a folder that is not empty
+    finally:
+        if old.exists() and not target.exists():
             old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

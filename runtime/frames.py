@@ -93,6 +93,7 @@ def read_picture(path: str | Path) -> Frame:
     16-bit gray is scaled to 8 bits; transparency is dropped. Raises FrameError for what is not
     a picture, is damaged, or has more than 100 million pixels.
     """
+    path = Path(path).expanduser()
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -114,6 +115,9 @@ def read_picture(path: str | Path) -> Frame:
 def _upright_rgb(image: Image.Image) -> Frame:
     image.load()
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if upright.mode[0] in "IF":  # I;16, or I where Pillow widens 16 bits to 32
+        values = np.asarray(upright)
+        if upright.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"pictures of mode {upright.mode} with 32 bits a pixel are not read")
+        upright = Image.fromarray((values >> 8).astype(np.uint8))
     return np.asarray(upright.convert("RGB"), dtype=np.uint8)

@@ -114,7 +114,9 @@ def read(folder: Path) -> tuple[Manifest, dict[str, Any]]:
             raise UnsupportedFormat(f"{path} is larger than {MAX_BYTES >> 20} MiB")
         raw = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         _check_version(raw, path)
-        return msgspec.convert(raw, Manifest), raw
+        manifest = msgspec.convert(raw, Manifest)
+        _check_references(manifest, path)
+        return manifest, raw
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -130,6 +132,17 @@ def _check_version(raw: dict[str, Any], path: Path) -> None:
             f"{path} has format {version}, this release reads {FORMAT}; "
             "update edgeclip, or export the bundle again"
         )
+
+
+def _check_references(manifest: Manifest, path: Path) -> None:
+    """Every file that is named is listed, and every template takes a label."""
+    named = {precision.image for precision in manifest.precisions.values()}
+    named |= {manifest.text_encoder, manifest.tokenizer, *manifest.prompts.values()}
+    for name in sorted(named - set(manifest.files)):
+        raise UnsupportedFormat(f"{path} does not list the file {name!r}; export the bundle again")
+    for template in manifest.text.templates:
+        if "{}" not in template:
+            raise UnsupportedFormat(f"{path}: the template {template!r} has no {{}} for the label")
 
 
 def write(folder: Path, manifest: Manifest, raw: dict[str, Any] | None = None) -> None:

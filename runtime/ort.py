@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from .backends import Border
 from .errors import BackendUnavailable, UnsupportedFormat
 
 
@@ -18,7 +19,7 @@ class OrtEncoder:
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, input_name: str, threads: int | None = None) -> None:
+    def __init__(self, path: Path, border: Border, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads:
@@ -29,21 +30,24 @@ class OrtEncoder:
             )
         except Exception as error:  # the library's exceptions have no common base of their own
             raise UnsupportedFormat(f"{path} does not load in ONNX Runtime: {error}") from error
-        names = [i.name for i in self._session.get_inputs()]
-        outputs = [o.name for o in self._session.get_outputs()]
-        if names != [input_name] or outputs != ["embeddings"]:
+        # the batch comes first and may have any name
+        found = [(v.name, tuple(v.shape[1:])) for v in self._session.get_inputs()]
+        found += [(v.name, tuple(v.shape[1:])) for v in self._session.get_outputs()]
+        expected = [(border.name, border.shape), ("embeddings", (border.dim,))]
+        if found != expected:
             raise UnsupportedFormat(
-                f"{path} has inputs {names} and outputs {outputs}; "
-                f"an encoder has {input_name!r} and 'embeddings'"
+                f"{path} has the inputs and outputs {found}, "
+                f"the manifest asks for {expected}; export the bundle again"
             )
-        self._input = input_name
+        self._input = border.name
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Embeds a batch: uint8 frames [N, H, W, 3] or int32 tokens [N, L]."""
         try:
             (embeddings,) = self._session.run(["embeddings"], {self._input: batch})
         except Exception as error:
-            raise BackendUnavailable(f"ONNX Runtime failed on a batch: {error}") from error
+            reason = " ".join(str(error).split())
+            raise BackendUnavailable(f"ONNX Runtime failed on a batch: {reason}") from error
         return np.asarray(embeddings, dtype=np.float32)
 
     def __repr__(self) -> str:

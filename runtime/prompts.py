@@ -7,14 +7,15 @@ that made it.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from .errors import BundleError, DataError, UnsupportedFormat
 
@@ -78,19 +79,28 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
 def _synonyms(labels: Labels) -> dict[str, tuple[str, ...]]:
     if isinstance(labels, str):
         raise DataError(f"labels are a list of texts, not the one text {labels!r}")
-    if isinstance(labels, Mapping):
-        synonyms = {label: tuple(names) for label, names in labels.items()}
-    else:
-        synonyms = {label: (label,) for label in labels}
-        if len(synonyms) < len(labels):
-            twice = sorted({label for label in labels if list(labels).count(label) > 1})
+    if not isinstance(labels, Mapping):
+        labels = list(labels)
+        twice = sorted({str(label) for label in labels if labels.count(label) > 1})
+        if twice:
             raise DataError(f"these labels are given more than once: {', '.join(twice)}")
-    if not synonyms:
+        labels = {label: [label] for label in labels if _is_label(label)}
+    if not labels:
         raise DataError("at least one label is needed")
-    for label, names in synonyms.items():
-        if not names or not all(isinstance(n, str) and n.strip() for n in (label, *names)):
-            raise DataError(f"the label {label!r} is empty, or has an empty synonym")
-    return synonyms
+    for label, names in labels.items():
+        if isinstance(names, str) or not isinstance(names, Sequence) or not names:
+            raise DataError(f"the synonyms of {label!r} are a list of texts, not {names!r}")
+        _is_label(label)
+        for name in names:
+            _is_label(name)
+    return {label: tuple(names) for label, names in labels.items()}
+
+
+def _is_label(label: object) -> bool:
+    """True, or DataError where `label` is not a text that says something."""
+    if not isinstance(label, str) or not label.strip():
+        raise DataError(f"a label or synonym is a text that is not empty, not {label!r}")
+    return True
 
 
 def save_bank(bank: PromptBank, path: Path) -> None:
@@ -100,7 +110,7 @@ def save_bank(bank: PromptBank, path: Path) -> None:
         "templates": json.dumps(bank.templates, ensure_ascii=False),
         "text_encoder": bank.text_encoder,
     }
-    save_file({"embeddings": bank.embeddings}, path, metadata=metadata)
+    path.write_bytes(save({"embeddings": bank.embeddings}, metadata=metadata))
 
 
 def load_bank(path: Path, text_encoder: str, dim: int) -> PromptBank:
@@ -115,15 +125,10 @@ def load_bank(path: Path, text_encoder: str, dim: int) -> PromptBank:
         labels = json.loads(metadata["labels"])
         templates = json.loads(metadata["templates"])
         made_by = metadata["text_encoder"]
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # safetensors, JSON and dtypes each fail in their own way
         raise UnsupportedFormat(f"{path} is not a prompt bank: {error}") from error
-    texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    if (
-        not texts
-        or not labels
-        or embeddings.shape != (len(labels), dim)
-        or embeddings.dtype != np.float32
-    ):
+    texts = labels and _is_texts(labels) and _is_texts(templates)
+    if not texts or embeddings.shape != (len(labels), dim) or embeddings.dtype != np.float32:
         raise UnsupportedFormat(f"{path} is not a prompt bank of {dim} dimensions; export it again")
     if not np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3):
         raise UnsupportedFormat(f"{path}: the embeddings are not unit rows; export it again")
@@ -135,21 +140,25 @@ def load_bank(path: Path, text_encoder: str, dim: int) -> PromptBank:
     return PromptBank(tuple(labels), embeddings, tuple(templates), made_by)
 
 
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
 def read_labels(given: str) -> Labels:
     """Labels from the command line: a file (a label a line, or JSON: a list, or an object of label
     and synonyms), or texts with commas between them. Raises DataError."""
     path = Path(given).expanduser()
-    if path.suffix not in (".txt", ".json") and not _is_file(path):
+    if path.suffix not in (".txt", ".json") and not os.path.isfile(path):
         return [name.strip() for name in given.split(",") if name.strip()]
     content = _read_text(path)
     if path.suffix != ".json":
         return [line.strip() for line in content.splitlines() if line.strip()]
     try:
         labels = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
     lists = labels.values() if isinstance(labels, dict) else [labels]
-    if not all(isinstance(x, list) and all(isinstance(t, str) for t in x) for x in lists):
+    if not all(_is_texts(texts) for texts in lists):
         raise DataError(f'{path}: expected ["label", ...] or {{"label": ["synonym", ...], ...}}')
     return labels  # type: ignore[no-any-return]
 
@@ -157,20 +166,15 @@ def read_labels(given: str) -> Labels:
 def read_templates(given: Sequence[str]) -> tuple[str, ...]:
     """Templates from the command line: texts with {}, or one file with a template a line."""
     if len(given) == 1 and "{}" not in given[0]:
+        if not os.path.isfile(Path(given[0]).expanduser()):
+            raise DataError(f"{given[0]!r} is neither a template with {{}} nor a file of templates")
         lines = _read_text(Path(given[0]).expanduser()).splitlines()
         given = [line.strip() for line in lines if line.strip()]
     return check_templates(given)
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a list of labels may be too long for a file name
-        return False
-
-
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a text file: {error}") from error

@@ -1,5 +1,6 @@
 """Frames from files: pictures, folders of pictures, and videos."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,19 @@ import numpy as np
 from .errors import BackendUnavailable, FrameError
 from .frames import Color, Frame, read_picture
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
+PICTURES = {
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+}
 VIDEOS = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"}
 
 
@@ -18,13 +31,14 @@ def find_files(paths: list[Path]) -> list[Path]:
     Raises FrameError for a path that does not exist, and a folder without any.
     """
     files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES | VIDEOS]
+    for path in (given.expanduser() for given in paths):
+        if os.path.isdir(path):
+            found = sorted(p for p in path.rglob("*") if p.is_file())
+            inside = [p for p in found if p.suffix.lower() in PICTURES | VIDEOS]
             if not inside:
                 raise FrameError(f"the folder {path} holds no pictures and no videos")
             files += inside
-        elif path.exists():
+        elif os.path.exists(path):
             files.append(path)
         else:
             raise FrameError(f"there is no file or folder {path}")
@@ -61,5 +75,8 @@ def _video(path: Path, every: int) -> Iterator[tuple[str, Frame, Color]]:
             number += 1
         if number == 0:
             raise FrameError(f"{path} is not a video that OpenCV can read, or it is empty")
+        expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        if number < expected * 0.95 - 1:  # containers count a little wrong
+            raise FrameError(f"{path} is damaged or cut off: it ends after {number} of {expected}")
     finally:
         capture.release()

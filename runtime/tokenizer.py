@@ -5,9 +5,10 @@ here, not by the library, so that one code path serves CLIP's and SentencePiece 
 special token's name inside a text ("<end_of_text>") is plain text here.
 """
 
+import contextlib
 import html
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,21 +41,19 @@ class Tokenizer:
         import tokenizers
 
         self.spec = spec
-        try:
+        with _guarded():
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises a bare Exception
-            raise UnsupportedFormat(f"this is not a valid tokenizer.json: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int32]:
         ids = np.full((len(texts), self.spec.context_length), self.spec.pad_id, dtype=np.int32)
         cleaned = [clean(text, self.spec.cleaning) for text in texts]
-        for row, encoding in zip(
-            ids, self._tokenizer.encode_batch(cleaned, add_special_tokens=False), strict=True
-        ):
-            tokens = self._framed(encoding.ids)
-            row[: len(tokens)] = tokens
+        with _guarded():
+            encodings = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
+            for row, encoding in zip(ids, encodings, strict=True):
+                tokens = self._framed(encoding.ids)
+                row[: len(tokens)] = tokens
         return ids
 
     def _framed(self, tokens: list[int]) -> list[int]:
@@ -62,3 +61,15 @@ class Tokenizer:
         end = [] if self.spec.end_id is None else [self.spec.end_id]
         room = max(self.spec.context_length - len(start) - len(end), 0)
         return (start + tokens[:room] + end)[: self.spec.context_length]
+
+
+@contextlib.contextmanager
+def _guarded() -> Iterator[None]:
+    """Turns what a malformed tokenizer.json does to the library into one error. The library
+    raises bare Exceptions, and panics, which are no Exceptions at all."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise UnsupportedFormat(f"this is not a valid tokenizer.json: {error}") from error
+        raise

@@ -104,6 +104,11 @@ def test_link_out_of_the_bundle(bundle_copy: Path) -> None:
         lambda m: m["precisions"]["fp32"].update(status="perhaps"),
         lambda m: m["files"]["image.fp32.onnx"].update(sha256="abc"),
         lambda m: m["precisions"]["fp32"].update(image="unlisted.onnx"),
+        lambda m: m["files"].pop("text.fp32.onnx"),
+        lambda m: m["text"].update(templates=["no place for the label"]),
+        lambda m: m["image"].update(height=64),
+        lambda m: m["model"].update(embedding_dim=64),
+        lambda m: m["precisions"]["fp32"].update(image="text.fp32.onnx"),
     ],
 )
 def test_malformed_manifest(bundle_copy: Path, change: Change) -> None:
@@ -157,6 +162,40 @@ def test_unknown_fields_are_kept(bundle_copy: Path) -> None:
     assert content["precisions"]["fp32"]["note"] == "kept"
     assert content["prompts"] == {}
     assert Bundle(bundle_copy).manifest == msgspec.structs.replace(made, format="1.7")
+
+
+def test_two_at_once_into_one_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="exists already|meanwhile"):
+        with new_folder(tmp_path / "out", "manifest.json") as second:
+            (second / "mine").write_text("second")
+            with new_folder(tmp_path / "out", "manifest.json") as first:
+                (first / "mine").write_text("first")
+    assert (tmp_path / "out" / "mine").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_to_the_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "manifest.json").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with new_folder(tmp_path / "link", "manifest.json", overwrite=True) as folder:
+        (folder / "manifest.json").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "manifest.json").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_the_working_folder_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="name a folder inside it"):
+        with new_folder(".", "manifest.json"):
+            pass
+
+
+def test_files_can_be_read_by_others(bundle: Path) -> None:
+    assert all(path.stat().st_mode & 0o044 for path in (bundle, *bundle.rglob("*")))
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def one_line(run: Run) -> str:
 
 
 def test_errors_are_one_line(
-    edgeclip: Edgeclip, bundle: Path, squares: Path, tmp_path: Path
+    edgeclip: Edgeclip, bundle: Path, checkpoint: Path, squares: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.csv").write_text("image,text\n")
@@ -118,6 +118,10 @@ def test_errors_are_one_line(
         ("no file or folder", "classify", bundle, tmp_path / "no.png"),
         ("more than once", "classify", bundle, squares, "--labels", "a,a"),
         ("cannot be read as a text file", "classify", bundle, squares, "--labels", "no.txt"),
+        ("at least one label", "classify", bundle, squares, "--labels", ""),
+        ("templates go with labels", "classify", bundle, squares, "--template", "a {}"),
+        ("neither a template", "classify", bundle, squares, "--labels", "a", "--template", "b"),
+        ("no bundle folder", "classify", "a" * 5000, squares),
         ("no bundle folder", "verify", tmp_path / "no"),
     ):
         assert message in one_line(edgeclip(*arguments, code=2))
@@ -126,6 +130,8 @@ def test_errors_are_one_line(
         ("expected file,caption", "train", tmp_path / "bad.csv", out),
         ("neither a folder", "export", "no-such-model", out),
         ("is not a checkpoint folder", "export", tmp_path / "empty", out),
+        ("File exists", "export", checkpoint, tmp_path / "bad.csv" / "out"),
+        ("File name too long", "export", checkpoint, tmp_path / ("a" * 300)),
     ):
         assert message in one_line(edgeclip(*arguments, code=2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.csv", "empty"]

@@ -75,6 +75,8 @@ def test_bad_rows_are_counted_or_stop(tmp_path: Path) -> None:
         ("file,title\na.png,x\n", "expected file,caption or file,label"),
         ("file,caption\n", "no usable row"),
         ("file,caption\nno.png,x\n", "no usable row: 1 missing file"),
+        (f"file,caption\n{'x' * 5000}.png,x\n", "no usable row: 1 missing file"),
+        ('file,caption\na.png,"never closed\na.png,one\na.png,two\n', "cannot be read"),
         ('file,caption\n"' + "x" * 2_000_000, "cannot be read"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import safetensors.torch
 import tokenizers
 import torch
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from calibration import parity
 from export.bundle import ExportOptions, export_bundle
 from export.to_onnx import lower, write_onnx
 from export.verify import verify
+from runtime.backends import image_border
 from runtime.bundle import Bundle
 from runtime.errors import DataError, GateFailed
 from runtime.ort import OrtEncoder
@@ -91,7 +93,7 @@ def test_every_architecture_agrees_with_open_clip(name: str, tmp_path: Path) -> 
     with torch.inference_mode():
         pixels = normalise(torch.from_numpy(frames), clip.image)
         expected = clip.model.encode_image(pixels, normalize=True).numpy()
-    found = OrtEncoder(tmp_path / "bundle" / "image.fp32.onnx", "frames")(frames)
+    found = OrtEncoder(tmp_path / "bundle" / "image.fp32.onnx", image_border(made))(frames)
     np.testing.assert_allclose(found, expected, atol=2e-5)
     report = json.loads((tmp_path / "bundle/report/report.json").read_text())
     assert {(r["encoder"], r["batch"]) for r in report["parity"]} == {
@@ -157,6 +159,31 @@ def test_siglip_without_a_tokenizer_says_what_is_missing(
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(DataError, match="no pad_token"):
         text_side(create(options.checkpoint), folder)
+
+
+def test_weights_trained_with_quickgelu_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenAI's weights need QuickGELU also under the plain model name; open_clip only warns."""
+    weights = tmp_path / "open_clip_model.safetensors"
+    weights.write_bytes(safetensors.torch.save(create("RN50").model.state_dict()))
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: str(weights))
+    clip = create("RN50", "openai")
+    kinds = {type(module).__name__ for module in clip.model.modules()}
+    assert clip.config["quick_gelu"] is True
+    assert "QuickGELU" in kinds and "GELU" not in kinds
+    assert not create("RN50").config.get("quick_gelu")
+
+
+def test_a_tokenizer_that_does_not_fit(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--tokenizer does not go with it"):
+        text_side(create(str(checkpoint)), tmp_path)
+    config = write_config(tmp_path, "vit")
+    content = json.loads(config.read_text())
+    content["text_cfg"]["vocab_size"] = 1000
+    config.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="1000 tokens.*49408"):
+        text_side(create(str(config)))
 
 
 def test_unsupported_text_encoder(tmp_path: Path) -> None:

@@ -136,6 +136,16 @@ def test_picture_modes(tmp_path: Path) -> None:
         assert read_picture(path).shape == (4, 5, 3)
 
 
+def test_wide_gray_is_scaled_or_refused(tmp_path: Path) -> None:
+    """16-bit PGM opens in a 32-bit mode; clipping it would turn it white."""
+    header = b"P5 3 1 65535\n"
+    (tmp_path / "ramp.pgm").write_bytes(header + np.array([0, 32768, 65535], ">u2").tobytes())
+    assert read_picture(tmp_path / "ramp.pgm")[0, :, 0].tolist() == [0, 128, 255]
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(FrameError, match="mode F"):
+        read_picture(tmp_path / "float.tif")
+
+
 def png_of(width: int, height: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -212,6 +222,15 @@ def test_videos(tmp_path: Path) -> None:
     found = list(frames_of(path, every=2))
     assert [name.rpartition("#")[2] for name, _, _ in found] == ["0", "2", "4"]
     assert found[1][1].shape == (24, 32, 3) and found[1][2] == "bgr"
+    cut = tmp_path / "cut.avi"
+    writer = cv2.VideoWriter(str(cut), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        writer.write(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    with pytest.raises(FrameError, match="cut off: it ends after"):
+        list(frames_of(cut))
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(EdgeClipError, match="is not a video"):
         list(frames_of(tmp_path / "broken.mp4"))

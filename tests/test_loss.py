@@ -104,3 +104,9 @@ def test_metrics() -> None:
     a = np.array([[1, 0], [1, 1], [np.nan, 0]], dtype=np.float32)
     b = np.array([[2, 0], [-1, -1], [1, 0]], dtype=np.float32)
     np.testing.assert_allclose(row_cosines(a, b), [1, -1, np.nan], atol=1e-7)
+
+
+def test_a_broken_model_has_no_accuracy() -> None:
+    nan = np.full((4, 3), np.nan, dtype=np.float32)
+    assert top_k_accuracy(nan, np.array([0, 1, 2, 0]), 5) == 0
+    assert recall_at_k(nan, np.eye(4, 3, dtype=bool), (1, 10)) == {1: 0, 10: 0}

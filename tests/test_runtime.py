@@ -142,8 +142,12 @@ def test_labels_change_while_frames_flow(bundle: Path) -> None:
         ([], "at least one label"),
         ("red", "list of texts"),
         (["red", "red"], "more than once: red"),
-        (["red", " "], "is empty"),
-        ({"red": []}, "empty"),
+        (["red", " "], "not empty"),
+        ([1], "not 1"),
+        ([["red"]], "not"),
+        ({"cat": "kitty"}, "list of texts, not 'kitty'"),
+        ({"cat": None}, "list of texts"),
+        ({"red": []}, "list of texts"),
     ],
 )
 def test_bad_labels(classifier: Classifier, labels: list[str], message: str) -> None:
@@ -173,6 +177,7 @@ def test_no_labels(bundle_copy: Path) -> None:
         ({"precision": "int3"}, BundleError, "no precision 'int3'; it has: fp32"),
         ({"prompts": "birds"}, BundleError, "no prompt bank 'birds'; it has: default"),
         ({"prompts": "default", "labels": ["a"]}, DataError, "not both"),
+        ({"templates": ["a {}"]}, DataError, "templates go with labels"),
     ],
 )
 def test_bad_options(
@@ -185,6 +190,11 @@ def test_bad_options(
 def test_empty_batch(classifier: Classifier) -> None:
     with pytest.raises(FrameError, match="no frame"):
         classifier.classify_batch([])
+
+
+def test_one_path_is_no_batch(classifier: Classifier) -> None:
+    with pytest.raises(FrameError, match="not the one path"):
+        classifier.classify_batch("photo.jpg")
 
 
 def test_repr_says_what_runs(classifier: Classifier) -> None:

@@ -1,5 +1,7 @@
 """The tokenizer gives open_clip's own ids."""
 
+import contextlib
+import json
 import random
 
 import numpy as np
@@ -74,3 +76,21 @@ def test_length_and_frame(tokenizer: Tokenizer) -> None:
 def test_not_a_tokenizer(content: bytes, tokenizer: Tokenizer) -> None:
     with pytest.raises(UnsupportedFormat, match=r"tokenizer\.json"):
         Tokenizer(content, tokenizer.spec)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}},
+        {"model": {"type": "WordLevel", "vocab": {"a": 4_294_967_000}, "unk_token": "a"}},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b" * 9}},
+    ],
+)
+def test_a_hostile_tokenizer_is_one_error(change: dict[str, object], tokenizer: Tokenizer) -> None:
+    base: dict[str, object] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+            "normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None,
+            "decoder": None,
+            "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}  # fmt: skip
+    content = json.dumps(base | change).encode()
+    with contextlib.suppress(UnsupportedFormat):
+        assert Tokenizer(content, tokenizer.spec)(["a", "b" + "a" * 40 + "!"]).shape == (2, 77)

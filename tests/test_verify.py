@@ -41,6 +41,13 @@ def test_hashes_and_strangers(bundle_copy: Path) -> None:
     assert faults[1] == "stranger.bin is not listed in the manifest"
 
 
+def test_an_encoder_that_is_another_file(bundle_copy: Path) -> None:
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    manifest["precisions"]["fp32"]["image"] = "text.fp32.onnx"
+    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    assert any("the manifest asks for [('frames'" in fault for fault in verify(bundle_copy))
+
+
 def set_opset(model: ModelProto) -> None:
     model.opset_import[0].version = 18
     for node in model.graph.node:

@@ -31,7 +31,6 @@ class PairDataset(Dataset[Batch]):
 
     def __init__(self, pairs: Pairs, frames: Frame, tokens: NDArray[np.int32]) -> None:
         self.captions = pairs.captions
-        self._sets = [frozenset(own) for own in pairs.captions]
         self._frames, self._tokens = frames, tokens
 
     def __len__(self) -> int:
@@ -39,11 +38,17 @@ class PairDataset(Dataset[Batch]):
 
     def __getitem__(self, rows: Rows) -> Batch:
         images, captions = rows[:, 0], rows[:, 1].tolist()
-        positives = [[c in self._sets[i] for c in captions] for i in images]
+        columns: dict[int, list[int]] = {}
+        for column, caption in enumerate(captions):
+            columns.setdefault(caption, []).append(column)
+        positives = torch.zeros(len(rows), len(rows), dtype=torch.bool)
+        for row, image in enumerate(images):
+            for caption in self.captions[image]:
+                positives[row, columns.get(caption, [])] = True
         return Batch(
             torch.from_numpy(np.ascontiguousarray(self._frames[images])),
             torch.from_numpy(self._tokens[captions]).long(),
-            torch.tensor(positives),
+            positives,
         )
 
 

@@ -7,14 +7,15 @@ label is turned into captions by the templates.
 import csv
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from runtime.errors import DataError
 from runtime.prompts import check_templates
+from runtime.sources import PICTURES
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 MAX_FIELD = 1 << 20
 
 
@@ -83,7 +84,7 @@ def _folder_rows(folder: Path) -> list[tuple[Path, str]]:
         (path, group.name)
         for group in sorted(p for p in folder.iterdir() if p.is_dir())
         for path in sorted(group.iterdir())
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in PICTURES and path.is_file()
     ]
     if not rows:
         raise DataError(
@@ -102,7 +103,7 @@ def _csv_rows(path: Path, strict: bool) -> tuple[list[tuple[Path, str]], str, di
     for line, (name, text) in reader:
         file = path.parent / name
         if name not in exists:
-            exists[name] = bool(name) and file.is_file()
+            exists[name] = bool(name) and os.path.isfile(file)
         reason = "" if exists[name] else "missing file"
         reason = reason or ("" if text.strip() else f"empty {column}")
         if reason and strict:
@@ -119,7 +120,7 @@ def _records(path: Path) -> Iterator[tuple[int, tuple[str, str]]]:
     csv.field_size_limit(MAX_FIELD)
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
+            reader = csv.DictReader(stream, strict=True)
             header = reader.fieldnames or []
             column = next((name for name in ("caption", "label") if name in header), "")
             if "file" not in header or not column:

@@ -12,9 +12,8 @@ from . import torchvision_ops as torchvision_ops  # before open_clip, which impo
 
 # isort: split
 import open_clip
+import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from runtime.errors import DataError
 from runtime.manifest import ImageSpec
@@ -74,10 +73,11 @@ def _from_folder(folder: Path) -> ClipModel:
         raise DataError(f"{folder} is not a checkpoint folder: it has no {names}")
     try:
         model = _quietly(f"local-dir:{folder}")
-    except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError, OSError) as error:
+        spec = image_spec(model)
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+    except Exception as error:  # any field of the config, any tensor of the weights
         raise DataError(f"the checkpoint {folder} does not load: {error}") from error
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
-    return ClipModel(model, _trained_name(folder), config, image_spec(model), "checkpoint", folder)
+    return ClipModel(model, _trained_name(folder), config, spec, "checkpoint", folder)
 
 
 def _trained_name(folder: Path) -> str:
@@ -109,12 +109,15 @@ def _from_name(name: str, pretrained: str | None) -> ClipModel:
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
         have = ", ".join(tags) or "none"
         raise DataError(f"{name} has no weights {pretrained!r}; it has: {have}")
+    config = open_clip.get_model_config(name)
+    if pretrained and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"):
+        config["quick_gelu"] = True  # these weights were trained with it; open_clip only warns
     try:
-        model = _quietly(name, pretrained=pretrained)
+        quick = bool(config.get("quick_gelu"))
+        model = _quietly(name, pretrained=pretrained, force_quick_gelu=quick)
     except Exception as error:  # downloads, config fields, tensor shapes: all end here
         raise DataError(f"the model {name} cannot be made: {error}") from error
     source = f"open_clip {pretrained}" if pretrained else "random weights"
-    config = open_clip.get_model_config(name)
     return ClipModel(model, name, config, image_spec(model), source)
 
 
@@ -163,6 +166,6 @@ def save(clip: ClipModel, folder: Path, record: Mapping[str, Any]) -> None:
     config = {"model_cfg": clip.config, "preprocess_cfg": preprocess_config(clip.image)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     state = {k: v.detach().cpu().contiguous().clone() for k, v in clip.model.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(state))
     text = json.dumps(record, indent=2, ensure_ascii=False)
     (folder / RECORD).write_text(text + "\n", encoding="utf-8")

@@ -41,6 +41,9 @@ class TrainOptions:
     """Replace the checkpoint folder `out` if it exists."""
 
     def __post_init__(self) -> None:
+        for name in ("data", "out", "val", "tokenizer"):
+            if path := getattr(self, name):
+                object.__setattr__(self, name, Path(path).expanduser())
         check_templates(self.templates)
         _positive("--epochs", self.epochs)
         _positive("--lr", self.lr)

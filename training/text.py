@@ -31,17 +31,26 @@ def text_side(
     config = clip.config["text_cfg"]
     kwargs = dict(config.get("tokenizer_kwargs") or {})
     if config.get("hf_tokenizer_name"):
-        folder = _tokenizer_folder(tokenizer, clip.folder, config["hf_tokenizer_name"])
-        content = (folder / "tokenizer.json").read_bytes()
-        content, (start, end, pad) = _with_special_ids(content, folder)
+        file = _tokenizer_file(tokenizer, clip.folder, config["hf_tokenizer_name"])
+        content, (start, end, pad) = _with_special_ids(file)
         cleaning = kwargs.pop("clean", "whitespace")
         if kwargs.pop("strip_sep_token", False) or config.get("tokenizer_mode"):
             raise DataError(f"{clip.name}: this kind of tokenizer cannot be exported yet")
     else:
+        if tokenizer:
+            raise DataError(
+                f"{clip.name} has CLIP's own vocabulary: --tokenizer does not go with it"
+            )
         content, (start, end, pad) = clip_tokenizer(), (49406, 49407, 0)
         cleaning = kwargs.pop("clean", "lower")
         if kwargs.pop("reduction_mask", ""):
             raise DataError(f"{clip.name}: a tokenizer with a reduction mask cannot be exported")
+    largest = max(tokenizers.Tokenizer.from_buffer(content).get_vocab().values())
+    if largest >= clip.model.vocab_size:
+        raise DataError(
+            f"{clip.name} has {clip.model.vocab_size} tokens (vocab_size), "
+            f"its tokenizer has {largest + 1}"
+        )
     spec = TextSpec(
         context_length=clip.context_length,
         start_id=start,
@@ -73,14 +82,14 @@ def clip_tokenizer() -> bytes:
     return tokenizer.to_str().encode()
 
 
-def _tokenizer_folder(given: Path | None, checkpoint: Path | None, hub_name: str) -> Path:
+def _tokenizer_file(given: Path | None, checkpoint: Path | None, hub_name: str) -> Path:
     if given:
-        folder = given if given.is_dir() else given.parent
-        if not (folder / "tokenizer.json").is_file():
+        file = given / "tokenizer.json" if given.is_dir() else given
+        if not file.is_file():
             raise DataError(f"--tokenizer {given}: there is no tokenizer.json")
-        return folder
+        return file
     if checkpoint and (checkpoint / "tokenizer.json").is_file():
-        return checkpoint
+        return checkpoint / "tokenizer.json"
     from huggingface_hub import hf_hub_download
 
     try:
@@ -93,28 +102,26 @@ def _tokenizer_folder(given: Path | None, checkpoint: Path | None, hub_name: str
             f"is no tokenizer.json{where} to be had from the hub ({type(error).__name__}); "
             "give the file, or a folder with it and its tokenizer_config.json, by --tokenizer"
         ) from error
-    return Path(path).parent
+    return Path(path)
 
 
-def _with_special_ids(
-    content: bytes, folder: Path
-) -> tuple[bytes, tuple[int | None, int | None, int]]:
+def _with_special_ids(file: Path) -> tuple[bytes, tuple[int | None, int | None, int]]:
     """Ids of start, end and padding: what the tokenizer puts around a text, and pads with.
 
     The returned content also states the padding, so that it needs no other file from then on.
     """
     try:
-        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises a bare Exception
-        raise DataError(f"{folder}/tokenizer.json is not a tokenizer: {error}") from error
-    pad = tokenizer.padding["pad_id"] if tokenizer.padding else _pad_id(tokenizer, folder)
+        raise DataError(f"{file} is not a tokenizer: {error}") from error
+    pad = tokenizer.padding["pad_id"] if tokenizer.padding else _pad_id(tokenizer, file.parent)
     tokenizer.no_padding()
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     framed = tokenizer.encode("a").ids
     at = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), -1)
     before, after = framed[:at], framed[at + len(bare) :]
     if at < 0 or len(before) > 1 or len(after) > 1:
-        raise DataError(f"{folder}/tokenizer.json puts {framed} around {bare}: not supported yet")
+        raise DataError(f"{file} puts {framed} around {bare}: not supported yet")
     tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
     ids = (before[0] if before else None), (after[0] if after else None), pad
     return tokenizer.to_str().encode(), ids
@@ -122,8 +129,11 @@ def _with_special_ids(
 
 def _pad_id(tokenizer: tokenizers.Tokenizer, folder: Path) -> int:
     path = folder / "tokenizer_config.json"
-    config: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    token = config.get("pad_token")
+    try:
+        config: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        token = config.get("pad_token")
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path} is not a JSON object: {error}") from error
     token = token["content"] if isinstance(token, dict) else token
     pad = tokenizer.token_to_id(token) if token else None
     if pad is None:

@@ -132,7 +132,9 @@ def _plain_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", module="lightning")
             yield
     except SystemExit as error:
-        raise KeyboardInterrupt from error
+        if error.code == 1:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         logger.setLevel(level)
         if threading.current_thread() is threading.main_thread():
