@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from runtime.cli import classify
+from runtime.cli import Force, Labels, Templates, classify
 from runtime.errors import EdgeClipError
 from training.cli import train
 
@@ -35,7 +35,7 @@ def demo(
         "demo"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the data and the weights.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """The whole road in two minutes: train a small CLIP, export it, classify with it."""
@@ -58,16 +58,12 @@ def export(
     pretrained: Annotated[
         str | None, typer.Option(help="open_clip weights tag, with a model name.")
     ] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Labels of the default prompt bank: a,b,c or a file.")
-    ] = None,
-    templates: Annotated[
-        list[str] | None, typer.Option("--template", help="Text with {}, or a file; repeatable.")
-    ] = None,
+    labels: Labels = None,
+    templates: Templates = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json, for models that need their own.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Write a bundle: ONNX encoders, tokenizer, prompts; proven against the model."""

@@ -12,16 +12,21 @@ if TYPE_CHECKING:
     from .classifier import Classifier
     from .prediction import Prediction
 
+# Options that several commands share.
+Labels = Annotated[
+    str | None, typer.Option(help="Labels: a,b,c or a file (.txt a label a line, .json).")
+]
+Templates = Annotated[
+    list[str] | None, typer.Option("--template", help="Text with {}, or a file; repeatable.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
+
 
 def classify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     files: Annotated[list[Path], typer.Argument(help="Pictures, videos, or folders of them.")],
-    labels: Annotated[
-        str | None, typer.Option(help="Labels: a,b,c or a file (.txt, .json).")
-    ] = None,
-    templates: Annotated[
-        list[str] | None, typer.Option("--template", help="Text with {}, or a file; repeatable.")
-    ] = None,
+    labels: Labels = None,
+    templates: Templates = None,
     prompts: Annotated[str | None, typer.Option(help="Prompt bank of the bundle.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Labels to show for each frame.")] = 3,
     every: Annotated[int, typer.Option(min=1, help="Take each n-th frame of a video.")] = 1,

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from runtime.cli import Force, Templates
+
 
 def train(
     data: Annotated[
@@ -23,10 +25,7 @@ def train(
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json, for models that need their own.")
     ] = None,
-    templates: Annotated[
-        list[str] | None,
-        typer.Option("--template", help="Caption of a label, with {}; or a file; repeatable."),
-    ] = None,
+    templates: Templates = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Pairs a step; larger contrasts more.")] = 128,
     lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 5e-4,
@@ -38,7 +37,7 @@ def train(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first bad picture or row.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    force: Force = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record as JSON, nothing else.")
     ] = False,

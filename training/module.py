@@ -35,6 +35,7 @@ class ClipTraining(lightning.LightningModule):
         self._losses: list[Tensor] = []
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
+        """The contrastive loss of one batch; the sigmoid one where the model has a bias."""
         model = self.model
         image = model.encode_image(normalise(batch.frames, self.clip.image), normalize=True)
         text = model.encode_text(batch.tokens, normalize=True)
@@ -60,6 +61,7 @@ class ClipTraining(lightning.LightningModule):
         self.model.train()
 
     def configure_optimizers(self) -> Any:
+        """AdamW, and the learning rate's warm-up and cosine, a step at a time."""
         optimizer = torch.optim.AdamW(
             parameter_groups(self.model, self.options.weight_decay),
             lr=self.options.lr,
