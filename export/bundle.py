@@ -114,6 +114,8 @@ def _write_encoders(clip: ClipModel, end_id: int | None, folder: Path) -> None:
     ):
         try:
             write_onnx(encoder, example, name, folder / file)
+        except OSError:  # the disk, not the model
+            raise
         except Exception as error:  # PyTorch's, onnx's and protobuf's errors share no base
             raise DataError(f"{clip.name} cannot be exported: {error}") from error
 
