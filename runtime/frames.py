@@ -33,7 +33,7 @@ def check_frame(frame: object, color: Color) -> Frame:
     if frame.dtype != np.uint8:
         raise FrameError(
             f"a frame holds uint8 values 0 to 255, this one is {frame.dtype}; "
-            "convert a float image by (image * 255).round().astype('uint8')"
+            "convert it first (floats in 0..1 by (image * 255).round().astype('uint8'))"
         )
     if not _shape_fits(frame.shape, color):
         raise FrameError(f"a {color} frame has {_SHAPES[color]}, this one has {frame.shape}")
