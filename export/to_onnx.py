@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto
 from torch import Tensor, nn
 
 OPSET = 17
-_AXES_BECAME_INPUT = {
+REDUCTIONS = {  # their axes became an input in opset 18
     "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
     "ReduceMin", "ReduceProd", "ReduceSumSquare",
 }  # fmt: skip
@@ -78,7 +78,7 @@ def _lower_node(node: NodeProto, constants: dict[str, onnx.TensorProto]) -> None
     since = onnx.defs.get_schema(node.op_type, OPSET + 1, node.domain).since_version
     if since <= OPSET:
         return
-    if node.op_type in _AXES_BECAME_INPUT:
+    if node.op_type in REDUCTIONS:
         axes = [int(a) for a in onnx.numpy_helper.to_array(constants[node.input[1]])]
         del node.input[1:]
         _drop_attributes(node, {"noop_with_empty_axes"})

@@ -14,12 +14,8 @@ from runtime.errors import EdgeClipError
 from runtime.manifest import NAME
 from runtime.ort import OrtEncoder
 
-from .to_onnx import OPSET
+from .to_onnx import OPSET, REDUCTIONS
 
-_REDUCTIONS = {
-    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
-    "ReduceMin", "ReduceProd", "ReduceSumSquare",
-}  # fmt: skip
 _DTYPES = {"frames": TensorProto.UINT8, "tokens": TensorProto.INT32}
 
 
@@ -84,7 +80,7 @@ def _graph(model: ModelProto, input_name: str) -> Iterator[str]:
     if border != {"embeddings": TensorProto.FLOAT}:
         yield f"outputs {border}, expected float32 embeddings"
     for node in model.graph.node:
-        if node.op_type in _REDUCTIONS and len(node.input) > 1:
+        if node.op_type in REDUCTIONS and len(node.input) > 1:
             yield f"{node.name}: {node.op_type} takes its axes as an input"
     if any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer):
         yield "weights lie in another file"

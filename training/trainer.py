@@ -69,6 +69,7 @@ def train(options: TrainOptions, quiet: bool = False) -> dict[str, Any]:
     start = time.perf_counter()
 
     def end_epoch(epoch: int, loss: float) -> None:
+        """Evaluates, and puts the checkpoint of this epoch in the place of the last."""
         metrics = {"epoch": epoch + 1, "loss": loss, "logit_scale": _scale(clip)}
         if val:
             metrics |= evaluate(
