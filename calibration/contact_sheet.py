@@ -1,8 +1,12 @@
-"""A contact sheet: frames with their three best labels, right and wrong marked."""
+"""Pictures of what a model did: frames with their three best labels, captions with the pictures
+that they found. Right and wrong are marked.
+"""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from runtime.frames import Frame
@@ -23,27 +27,42 @@ class Example:
     mark: str = ""
 
 
+@dataclass(frozen=True)
+class Query:
+    """A caption and the pictures for it: frame (uint8 RGB), whether it is right, a note on it."""
+
+    caption: str
+    pictures: Sequence[tuple[Frame, bool, str]]
+
+
 def contact_sheet(examples: Sequence[Example], title: str, columns: int = 8) -> Image.Image:
     """Draws the examples in rows of `columns`, with a title above."""
     rows = -(-len(examples) // columns)
     cell = PICTURE + GAP, PICTURE + 4 * LINE + GAP
-    head = 3 * LINE
-    sheet = Image.new("RGB", (columns * cell[0] + GAP, rows * cell[1] + head + GAP), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, LINE // 2 + 4), title, INK, _font(20))
+    sheet, draw, head = _sheet(columns, rows * cell[1], title)
     for number, example in enumerate(examples):
         x, y = GAP + number % columns * cell[0], head + number // columns * cell[1]
-        sheet.paste(_thumbnail(example.frame), (x, y))
-        _frame(draw, x, y, example)
+        right = example.prediction.label == example.label
+        _paste(sheet, draw, (x, y), (example.frame, right, example.mark))
         _labels(draw, x, y + PICTURE + 4, example)
     return sheet
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def query_sheet(queries: Sequence[Query], title: str, columns: int = 6) -> Image.Image:
+    """Draws a caption and a row of at most `columns` pictures for each query, a title above."""
+    height = PICTURE + 2 * LINE + GAP
+    sheet, draw, y = _sheet(columns, len(queries) * height, title)
+    for query in queries:
+        width = columns * (PICTURE + GAP) - GAP
+        draw.text((GAP, y), fitted(draw, query.caption, width, 13), INK, _font(13))
+        for number, picture in enumerate(query.pictures[:columns]):
+            _paste(sheet, draw, (GAP + number * (PICTURE + GAP), y + LINE + 8), picture)
+        y += height
+    return sheet
 
 
-def _thumbnail(frame: Frame) -> Image.Image:
+def thumbnail(frame: Frame) -> Image.Image:
+    """The middle square of a frame, at the size that the sheets show."""
     image = Image.fromarray(frame)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -52,21 +71,55 @@ def _thumbnail(frame: Frame) -> Image.Image:
     return square.resize((PICTURE, PICTURE), how)
 
 
-def _frame(draw: ImageDraw.ImageDraw, x: int, y: int, example: Example) -> None:
-    color = RIGHT if example.prediction.label == example.label else WRONG
+def fitted(draw: ImageDraw.ImageDraw, text: str, width: float, size: int) -> str:
+    """The text in one line, cut so that it is at most `width` pixels wide in font `size`."""
+    text = " ".join(text.split())
+    if draw.textlength(text, _font(size)) <= width:
+        return text
+    while text and draw.textlength(text + "…", _font(size)) > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _sheet(columns: int, height: int, title: str) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
+    """An empty sheet with its title; where the first row begins."""
+    head = 3 * LINE
+    sheet = Image.new("RGB", (columns * (PICTURE + GAP) + GAP, height + head + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, LINE // 2 + 4), fitted(draw, title, sheet.width - 2 * GAP, 17), INK, _font(17))
+    return sheet, draw, head
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, as in the charts: it has Latin, Greek, Cyrillic and Arabic letters."""
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+
+def _paste(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    picture: tuple[Frame, bool, str],
+) -> None:
+    """Draws a frame with a green or red border, and its note in the corner."""
+    (x, y), (frame, right, mark) = at, picture
+    sheet.paste(thumbnail(frame), at)
+    color = RIGHT if right else WRONG
     draw.rectangle((x - 3, y - 3, x + PICTURE + 2, y + PICTURE + 2), outline=color, width=3)
-    if example.mark:
-        width = draw.textlength(example.mark, _font(12)) + 8
+    if mark:
+        width = draw.textlength(mark, _font(12)) + 8
         draw.rectangle((x, y, x + width, y + 16), fill=PAPER)
-        draw.text((x + 4, y + 1), example.mark, INK, _font(12))
+        draw.text((x + 4, y + 1), mark, INK, _font(12))
 
 
 def _labels(draw: ImageDraw.ImageDraw, x: int, y: int, example: Example) -> None:
     for label, score in example.prediction.top(3):
         draw.rectangle((x, y + 2, x + round(score * PICTURE), y + LINE - 1), fill=BAR)
-        right = label == example.label
-        draw.text((x + 3, y + 2), label, RIGHT if right else INK, _font(14))
-        draw.text((x + PICTURE - 32, y + 2), f"{score:.2f}", FAINT, _font(14))
+        color = RIGHT if label == example.label else INK
+        draw.text((x + 3, y + 2), fitted(draw, label, PICTURE - 40, 12), color, _font(12))
+        draw.text((x + PICTURE - 32, y + 2), f"{score:.2f}", FAINT, _font(12))
         y += LINE
     if example.prediction.label != example.label:
-        draw.text((x + 3, y + 2), f"is: {example.label}", WRONG, _font(14))
+        text = fitted(draw, f"is: {example.label}", PICTURE - 3, 12)
+        draw.text((x + 3, y + 2), text, WRONG, _font(12))
