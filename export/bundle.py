@@ -21,11 +21,11 @@ from runtime.bundle import Bundle, describe
 from runtime.classifier import Classifier
 from runtime.errors import DataError
 from runtime.folders import check_target, new_folder
-from runtime.manifest import Head, Manifest, Model, Precision
+from runtime.manifest import Manifest, Model, Precision
 from runtime.ort import OrtEncoder
-from runtime.prompts import DEFAULT_TEMPLATES, Labels, save_bank
+from runtime.prompts import Labels, save_bank
 from runtime.tokenizer import Tokenizer
-from training.evaluate import normalise
+from training.evaluate import head, normalise
 from training.model import ClipModel, create
 from training.text import text_side
 
@@ -54,7 +54,8 @@ class ExportOptions:
 
     # prompt banks, by name
     labels: Labels | None = None
-    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    templates: tuple[str, ...] | None = None
+    """What labels are put into (default: the templates that the model was trained with)."""
 
     seed: int = 0
     """Of the random weights, where neither a folder nor a pretrained tag is given."""
@@ -75,7 +76,8 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
     console = Console(stderr=True, quiet=quiet)
     check_target(options.bundle, manifest.NAME, options.force)
     clip = create(options.checkpoint, options.pretrained, options.seed)
-    content, text = text_side(clip, options.tokenizer, options.templates)
+    templates = options.templates or clip.templates
+    content, text = text_side(clip, options.tokenizer, templates)
     tokenizer = Tokenizer(content, text)
     if clip.source == "random weights":
         console.print("[yellow]random weights: this bundle is good for measuring speed only[/]")
@@ -165,16 +167,6 @@ def _write_prompts(options: ExportOptions, made: Manifest, folder: Path) -> dict
     (folder / "prompts").mkdir()
     save_bank(classifier.require_bank(), folder / name)
     return {"default": name}
-
-
-def head(clip: ClipModel) -> Head:
-    """Scale, bias and activation of the model's logits; a bias means SigLIP's sigmoid."""
-    bias = clip.model.logit_bias
-    return Head(
-        logit_scale=float(clip.model.logit_scale.detach().exp()),
-        logit_bias=0.0 if bias is None else float(bias.detach()),
-        activation="softmax" if bias is None else "sigmoid",
-    )
 
 
 def _model(clip: ClipModel) -> Model:

@@ -15,6 +15,7 @@ import typer
 from runtime.cli import Force, Labels, Templates, classify
 from runtime.errors import EdgeClipError
 from training.cli import train
+from training.eval_cli import evaluate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,9 +24,9 @@ app = typer.Typer(
     epilog="--debug, anywhere, shows the traceback of an error.",
 )
 EXTRAS = {
-    "torch": "train", "torchvision": "train", "open_clip": "train", "lightning": "train",
+    "torch": "train", "torchvision": "train", "open_clip": "train", "lightning_fabric": "train",
     "timm": "train", "sklearn": "train", "onnx": "export", "onnxscript": "export",
-    "onnxruntime": "cpu", "cv2": "cpu",
+    "onnxruntime": "cpu", "cv2": "cpu", "matplotlib": "calibration",
 }  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def demo(
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """The whole road in two minutes: train a small CLIP, export it, classify with it."""
+    """The whole road in three minutes: train a small CLIP, export it, classify with it."""
     from .demo import run
 
     run(out, seed, force, as_json)
@@ -47,6 +48,8 @@ def demo(
 app.command(
     epilog="Example: edgeclip train pairs.csv checkpoint/ --val val.csv --epochs 20",
 )(train)
+
+app.command("eval", epilog="Example: edgeclip eval bundle/ --data val.csv --out report/")(evaluate)
 
 
 @app.command(
@@ -67,7 +70,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Write a bundle: ONNX encoders, tokenizer, prompts; proven against the model."""
-    from runtime.prompts import DEFAULT_TEMPLATES, read_labels, read_templates
+    from runtime.prompts import read_labels, read_templates
 
     from .bundle import ExportOptions, export_bundle
 
@@ -77,7 +80,7 @@ def export(
         pretrained=pretrained,
         tokenizer=tokenizer,
         labels=None if labels is None else read_labels(labels),
-        templates=read_templates(templates) if templates else DEFAULT_TEMPLATES,
+        templates=read_templates(templates) if templates else None,
         force=force,
     )
     export_bundle(options, quiet=as_json)

@@ -1,71 +1,52 @@
-"""`edgeclip train`: a checkpoint from pictures with captions or labels."""
+"""`edgeclip train`: a checkpoint from pictures with captions or labels.
 
+The options are the fields of TrainOptions: the command is made from them.
+"""
+
+import inspect
 import json
-from pathlib import Path
-from typing import Annotated
+import os
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from runtime.cli import Force, Templates
+from .options import TrainOptions
 
 
-def train(
-    data: Annotated[
-        Path,
-        typer.Argument(help="CSV (file,caption or file,label), or a folder <class>/<picture>."),
-    ],
-    out: Annotated[Path, typer.Argument(help="Checkpoint folder to write.")],
-    val: Annotated[Path | None, typer.Option(help="Validation data, like DATA.")] = None,
-    model: Annotated[
-        str, typer.Option(help="open_clip model, `nano`, a config (.json), or a checkpoint folder.")
-    ] = "ViT-B-32",
-    pretrained: Annotated[
-        str | None, typer.Option(help="open_clip weights tag to start from (default: random).")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.json, for models that need their own.")
-    ] = None,
-    templates: Templates = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Pairs a step; larger contrasts more.")] = 128,
-    lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 5e-4,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 0.1,
-    warmup: Annotated[float, typer.Option(help="Share of the steps with rising rate.")] = 0.1,
-    grad_clip: Annotated[float, typer.Option(help="Largest gradient norm.")] = 1.0,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and captions.")] = 0,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first bad picture or row.")
-    ] = False,
-    force: Force = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the record as JSON, nothing else.")
-    ] = False,
-) -> None:
+def train(**chosen: Any) -> None:
     """Train or fine-tune a CLIP on your own pictures."""
     from runtime.prompts import DEFAULT_TEMPLATES, read_templates
 
-    from .options import TrainOptions
+    as_json = chosen.pop("as_json")
+    chosen["templates"] = (
+        read_templates(chosen["templates"]) if chosen["templates"] else DEFAULT_TEMPLATES
+    )
+    options = TrainOptions(**{**chosen, "mix": tuple(chosen["mix"] or ())})
     from .trainer import train as run
 
-    options = TrainOptions(
-        data=data,
-        out=out,
-        val=val,
-        model=model,
-        pretrained=pretrained,
-        tokenizer=tokenizer,
-        templates=read_templates(templates) if templates else DEFAULT_TEMPLATES,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        grad_clip=grad_clip,
-        precision=precision,
-        seed=seed,
-        strict=strict,
-        force=force,
-    )
     record = run(options, quiet=as_json)
-    print(json.dumps(record, indent=2) if as_json else f"wrote {out}")
+    if os.environ.get("RANK", "0") != "0":  # torchrun's other processes
+        return
+    print(json.dumps(record, indent=2) if as_json else f"wrote {options.out}")
+
+
+def _signature() -> inspect.Signature:
+    """One parameter for each field: a list where the field is a tuple, as typer wants it."""
+    hints = get_type_hints(TrainOptions, include_extras=True)
+    parameters = []
+    for field in inspect.signature(TrainOptions).parameters.values():
+        hint, default = hints[field.name], field.default
+        if isinstance(default, tuple):
+            hint, default = Annotated[list[str] | None, hint.__metadata__[0]], None
+        parameters.append(field.replace(annotation=hint, default=default))
+    as_json = Annotated[
+        bool, typer.Option("--json", help="Print the record as JSON, nothing else.")
+    ]
+    extra = inspect.Parameter(
+        "as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=as_json
+    )
+    return inspect.Signature([*parameters, extra])
+
+
+train.__signature__ = _signature()  # type: ignore[attr-defined]
+train.__annotations__ = {p.name: p.annotation for p in train.__signature__.parameters.values()}  # type: ignore[attr-defined]

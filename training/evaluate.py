@@ -1,21 +1,26 @@
-"""Validation of a model in training: zero-shot accuracy with labels, retrieval without."""
+"""A PyTorch model's two encoders as functions from NumPy to NumPy, for evaluation and export."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.metrics import Floats, recall_at_k, top_k_accuracy
+from calibration.metrics import Floats
+from calibration.subject import Subject
+from runtime.errors import DataError
 from runtime.frames import Frame
-from runtime.manifest import ImageSpec
-from runtime.prompts import build_bank
+from runtime.manifest import Head, ImageSpec
 from runtime.tokenizer import Tokenizer
 
-from .data import Pairs
+from .model import ClipModel, create
+from .text import text_side
 
-BATCH = 256
+TEXT_BATCH = 256
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def normalise(frames: Tensor, spec: ImageSpec) -> Tensor:
@@ -25,55 +30,97 @@ def normalise(frames: Tensor, spec: ImageSpec) -> Tensor:
     return (frames.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-@torch.inference_mode()
-def embed_frames(model: Any, frames: Frame, spec: ImageSpec) -> Floats:
-    """Unit embeddings [N, D] of uint8 RGB frames [N, H, W, 3], by the PyTorch model."""
-    device = model.logit_scale.device
-    parts = []
-    for start in range(0, len(frames), BATCH):
-        batch = torch.from_numpy(np.ascontiguousarray(frames[start : start + BATCH])).to(device)
-        parts.append(model.encode_image(normalise(batch, spec), normalize=True).float().cpu())
-    return torch.cat(parts).numpy()
+def image_encoder(clip: ClipModel, precision: str = "fp32") -> Callable[[Frame], Floats]:
+    """A function from uint8 RGB frames [N, H, W, 3] to unit rows [N, D], on the model's device.
 
-
-@torch.inference_mode()
-def embed_texts(model: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> Floats:
-    """Unit embeddings [N, D] of texts, by the PyTorch model."""
-    device = model.logit_scale.device
-    parts = []
-    for start in range(0, len(texts), BATCH):
-        tokens = torch.from_numpy(tokenizer(texts[start : start + BATCH])).long().to(device)
-        parts.append(model.encode_text(tokens, normalize=True).float().cpu())
-    return torch.cat(parts).numpy()
-
-
-def evaluate(
-    model: Any,
-    tokenizer: Tokenizer,
-    pairs: Pairs,
-    frames: Frame,
-    spec: ImageSpec,
-    templates: Sequence[str],
-) -> dict[str, float]:
-    """Zero-shot top-1 and top-5 among the classes, or R@1/5/10 both ways where there are none.
-
-    In retrieval a hit is any of an image's captions, or any image of a caption.
+    It runs the model in evaluation mode and leaves it in the mode that it was in. `precision` is
+    fp32, or bf16 or fp16 by autocast.
     """
-    images = embed_frames(model, frames, spec)
-    if pairs.targets is not None:
-        bank = build_bank(
-            pairs.classes, templates, lambda texts: embed_texts(model, tokenizer, texts), ""
-        )
-        similarity, targets = images @ bank.embeddings.T, np.array(pairs.targets)
-        return {f"top{k}": top_k_accuracy(similarity, targets, k) for k in (1, 5)}
-    used = sorted({c for own in pairs.captions for c in own})
-    column = {caption: j for j, caption in enumerate(used)}
-    positives = np.zeros((len(images), len(used)), dtype=bool)
-    for row, own in enumerate(pairs.captions):
-        positives[row, [column[c] for c in own]] = True
-    similarity = images @ embed_texts(model, tokenizer, [pairs.texts[c] for c in used]).T
-    to_text = recall_at_k(similarity, positives)
-    to_image = recall_at_k(similarity.T, positives.T)
-    return {f"image_to_text_r{k}": v for k, v in to_text.items()} | {
-        f"text_to_image_r{k}": v for k, v in to_image.items()
-    }
+
+    def encode(frames: Frame) -> Floats:
+        with _evaluating(clip.model, precision) as device:
+            pixels = normalise(torch.from_numpy(frames).to(device), clip.image)
+            return _unit(clip.model.encode_image(pixels))
+
+    return encode
+
+
+def text_encoder(
+    clip: ClipModel, tokenizer: Tokenizer, precision: str = "fp32"
+) -> Callable[[Sequence[str]], Floats]:
+    """A function from N texts to unit rows [N, D]; otherwise as `image_encoder`."""
+
+    def encode(texts: Sequence[str]) -> Floats:
+        parts = []
+        with _evaluating(clip.model, precision) as device:
+            for start in range(0, len(texts), TEXT_BATCH):
+                tokens = torch.from_numpy(tokenizer(texts[start : start + TEXT_BATCH])).long()
+                parts.append(_unit(clip.model.encode_text(tokens.to(device))))
+        return np.concatenate(parts)
+
+    return encode
+
+
+def head(clip: ClipModel) -> Head:
+    """Scale, bias and activation of the model's logits; a bias means SigLIP's sigmoid."""
+    bias = clip.model.logit_bias
+    return Head(
+        logit_scale=float(clip.model.logit_scale.detach().exp()),
+        logit_bias=0.0 if bias is None else float(bias.detach()),
+        activation="softmax" if bias is None else "sigmoid",
+    )
+
+
+def checkpoint_subject(
+    name: str,
+    pretrained: str | None = None,
+    tokenizer: Path | None = None,
+    precision: str = "auto",
+) -> Subject:
+    """A checkpoint folder or open_clip model, to be evaluated on a CUDA device where there is one.
+
+    `precision` "auto" is fp32. Raises DataError for a model or precision that does not work.
+    """
+    precision = "fp32" if precision == "auto" else precision
+    if precision not in _DTYPES:
+        raise DataError(f"--precision is {' or '.join(_DTYPES)} for a model, not {precision!r}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "fp16" and device == "cpu":
+        raise DataError("--precision fp16 needs a CUDA device; use bf16 or fp32 here")
+    clip = create(name, pretrained)
+    content, text = text_side(clip, tokenizer)
+    clip.model.to(device)
+    return Subject(
+        about={
+            "model": clip.name,
+            "weights": f"checkpoint {clip.folder}" if clip.folder else clip.source,
+            "runs on": f"{precision} on PyTorch {torch.__version__}, {device}",
+        },
+        image=clip.image,
+        head=head(clip),
+        templates=clip.templates,
+        encode=image_encoder(clip, precision),
+        embed_text=text_encoder(clip, Tokenizer(content, text), precision),
+    )
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any, precision: str) -> Iterator[torch.device]:
+    """Evaluation mode without gradients, in a precision; yields the model's device."""
+    in_training = [module for module in model.modules() if module.training]
+    device, dtype = model.logit_scale.device, _DTYPES[precision]
+    model.eval()
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype, enabled=dtype is not torch.float32),
+        ):
+            yield device
+    finally:
+        for module in in_training:
+            module.training = True
+
+
+def _unit(rows: Tensor) -> Floats:
+    """The L2 norm is taken in float32, whatever the precision of the model."""
+    return torch.nn.functional.normalize(rows.float(), dim=-1).cpu().numpy()

@@ -17,6 +17,7 @@ import torch
 
 from runtime.errors import DataError
 from runtime.manifest import ImageSpec
+from runtime.prompts import DEFAULT_TEMPLATES, check_templates
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -30,7 +31,8 @@ class ClipModel:
     """A model with what is needed to save it, export it and feed it.
 
     `source` says in words where the weights came from; `folder` is the checkpoint folder they
-    were read from, if any.
+    were read from, if any. `fresh` names the parameters that no start has given; `templates` are
+    those that labels were put into in its training.
     """
 
     model: Any  # open_clip.CLIP or CustomTextCLIP: open_clip is not typed
@@ -39,6 +41,8 @@ class ClipModel:
     image: ImageSpec
     source: str
     folder: Path | None = None
+    fresh: frozenset[str] = frozenset()
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
 
     @property
     def context_length(self) -> int:
@@ -77,15 +81,18 @@ def _from_folder(folder: Path) -> ClipModel:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
     except Exception as error:  # any field of the config, any tensor of the weights
         raise DataError(f"the checkpoint {folder} does not load: {error}") from error
-    return ClipModel(model, _trained_name(folder), config, spec, "checkpoint", folder)
+    name, templates = _recorded(folder)
+    return ClipModel(model, name, config, spec, "checkpoint", folder, templates=templates)
 
 
-def _trained_name(folder: Path) -> str:
-    """The name of the architecture, where our own training wrote it down; else the folder's."""
+def _recorded(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """The name of the architecture and the templates, where our own training wrote them down;
+    else the folder's name and the usual template."""
     try:
-        return str(json.loads((folder / RECORD).read_text(encoding="utf-8"))["model"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return folder.resolve().name
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return str(record["model"]), check_templates(record["options"]["templates"])
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return folder.resolve().name, DEFAULT_TEMPLATES
 
 
 def _register_config(path: Path) -> None:
@@ -117,8 +124,10 @@ def _from_name(name: str, pretrained: str | None) -> ClipModel:
         model = _quietly(name, pretrained=pretrained, force_quick_gelu=quick)
     except Exception as error:  # downloads, config fields, tensor shapes: all end here
         raise DataError(f"the model {name} cannot be made: {error}") from error
-    source = f"open_clip {pretrained}" if pretrained else "random weights"
-    return ClipModel(model, name, config, image_spec(model), source)
+    if pretrained:
+        return ClipModel(model, name, config, image_spec(model), f"open_clip {pretrained}")
+    fresh = frozenset(name for name, _ in model.named_parameters())
+    return ClipModel(model, name, config, image_spec(model), "random weights", fresh=fresh)
 
 
 def _quietly(name: str, **options: Any) -> Any:

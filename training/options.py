@@ -1,65 +1,251 @@
-"""The options of a training run, checked when they are made."""
+"""The options of a training run: the command line is made from these fields; checked here."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
 
 from runtime.errors import DataError
-from runtime.prompts import check_templates
+from runtime.prompts import DEFAULT_TEMPLATES, check_templates
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+Precision = Literal["fp32", "bf16", "fp16"]
+LossName = Literal["auto", "clip", "siglip", "itc", "triplet", "margin"]
+DATA, MODEL, LOSS, STEPS, TUNING, RUN = (
+    "Data",
+    "Model",
+    "Loss",
+    "Optimisation",
+    "Fine-tuning",
+    "The run",
+)
+# What may differ between a run and its continuation by --resume.
+FREE_ON_RESUME = ("out", "force", "resume", "workers", "checkpoint_every", "cache")
+
+
+def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Everything that `train` needs to know; recorded in the checkpoint's training.json."""
+    """Everything that `train` needs to know; recorded in the checkpoint's training.json.
 
-    # what is trained, on what, and where it goes
-    data: Path
-    out: Path
-    val: Path | None = None
-    model: str = "ViT-B-32"
-    pretrained: str | None = None
-    tokenizer: Path | None = None
-    templates: tuple[str, ...] = ("a photo of a {}",)
+    Raises DataError, naming the option, for a value that cannot work.
+    """
 
-    # optimisation
-    epochs: int = 10
-    batch_size: int = 128
-    lr: float = 5e-4
-    weight_decay: float = 0.1
-    warmup: float = 0.1
-    """Share of the steps over which the learning rate rises from zero."""
-    grad_clip: float = 1.0
-    precision: str = "fp32"
-    seed: int = 0
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="CSV or TSV (file,caption or file,label), a folder <class>/<picture>, or "
+            "WebDataset shards: pairs-{000..099}.tar, also by https."
+        ),
+    ]
+    out: Annotated[Path, typer.Argument(help="Checkpoint folder to write.")]
 
-    # behaviour
-    strict: bool = False
-    """Stop at the first picture or row that cannot be used, instead of skipping it."""
-    force: bool = False
-    """Replace the checkpoint folder `out` if it exists."""
+    mix: Annotated[
+        tuple[str, ...], _option(DATA, "SOURCE=WEIGHT: further data; DATA's weight is 1.")
+    ] = ()
+    val: Annotated[Path | None, _option(DATA, "Validation data, a table or a folder.")] = None
+    templates: Annotated[
+        tuple[str, ...], _option(DATA, "Text with {}, or a file; repeatable.", "--template")
+    ] = DEFAULT_TEMPLATES
+    cache: Annotated[
+        Path | None, _option(DATA, "Folder that keeps resized pictures: decode once.")
+    ] = None
+    workers: Annotated[int, _option(DATA, "Processes that decode pictures.", min=0)] = 2
+    epoch_size: Annotated[
+        int | None, _option(DATA, "Pairs an epoch, for shards (default: all of them).", min=2)
+    ] = None
+    resampled: Annotated[
+        bool, _option(DATA, "Draw shards with replacement instead of each once an epoch.")
+    ] = False
+    max_bad: Annotated[float, _option(DATA, "Stop if more than this share is unusable.")] = 0.01
+    crop: Annotated[
+        float, _option(DATA, "Smallest share of a picture that a random crop keeps; 1 is no crop.")
+    ] = 0.9
+    flip: Annotated[
+        bool, _option(DATA, "Mirror half of the pictures, but for captions with left or right.")
+    ] = False
+    rotate: Annotated[float, _option(DATA, "Largest random rotation, degrees.")] = 0.0
+    jitter: Annotated[float, _option(DATA, "Random brightness, contrast, saturation: 0 to 1.")] = (
+        0.0
+    )
+    captions: Annotated[int, _option(DATA, "Captions of a picture in each step.", min=1)] = 1
+    token_drop: Annotated[float, _option(DATA, "Share of caption tokens left out at random.")] = 0.0
+
+    model: Annotated[
+        str, _option(MODEL, "open_clip model, a preset, a config (.json), or a checkpoint folder.")
+    ] = "ViT-B-32"
+    init: Annotated[
+        str | None, _option(MODEL, "Weights to start from: an open_clip tag, or a folder.")
+    ] = None
+    init_image: Annotated[
+        Path | None, _option(MODEL, "Weights of the timm image backbone (.safetensors).")
+    ] = None
+    tokenizer: Annotated[
+        Path | None, _option(MODEL, "tokenizer.json, for models that need their own.")
+    ] = None
+    lock_image: Annotated[bool, _option(MODEL, "Keep the image tower as it is.")] = False
+    unlock_image: Annotated[
+        int, _option(MODEL, "With --lock-image: train its last N groups of layers.", min=0)
+    ] = 0
+    lock_text: Annotated[
+        bool | None,
+        _option(
+            MODEL,
+            "Keep the text tower as it is (default: for labels and a trained start).",
+            "--lock-text/--no-lock-text",
+        ),
+    ] = None
+    unlock_text: Annotated[
+        int, _option(MODEL, "With --lock-text: train its last N groups of layers.", min=0)
+    ] = 0
+    freeze_bn: Annotated[
+        bool, _option(MODEL, "Keep the statistics of batch normalisation as they are.")
+    ] = False
+    views: Annotated[
+        int,
+        _option(MODEL, "Augmented views of a picture whose locked features are cached.", min=1),
+    ] = 1
+
+    loss: Annotated[LossName, _option(LOSS, "auto: siglip for models with a bias, else clip.")] = (
+        "auto"
+    )
+    margin: Annotated[float, _option(LOSS, "Of triplet and margin, in cosine.")] = 0.2
+    mining: Annotated[
+        Literal["hardest", "semi-hard"], _option(LOSS, "Negatives of the triplet loss.")
+    ] = "hardest"
+    alpha: Annotated[float, _option(LOSS, "Share of itc's soft targets.")] = 0.4
+    queue: Annotated[int, _option(LOSS, "Length of itc's feature queue.", min=0)] = 4096
+    momentum: Annotated[float, _option(LOSS, "Of itc's momentum encoders.")] = 0.995
+    label_weight: Annotated[
+        float, _option(LOSS, "Weight of a classification of the labels beside the contrast.")
+    ] = 0.0
+
+    epochs: Annotated[int, _option(STEPS, "Passes over the data.")] = 10
+    batch_size: Annotated[int, _option(STEPS, "Pictures a step, over all devices.")] = 128
+    micro_batch: Annotated[
+        int, _option(STEPS, "Pictures at a time on a device; the step stays exact (0: all).", min=0)
+    ] = 0
+    lr: Annotated[float, _option(STEPS, "Largest learning rate.")] = 5e-4
+    image_lr: Annotated[float, _option(STEPS, "Factor on it for the image tower.")] = 1.0
+    layer_decay: Annotated[
+        float, _option(STEPS, "Factor on it for each group of layers further from the output.")
+    ] = 1.0
+    weight_decay: Annotated[float, _option(STEPS, "AdamW's weight decay.")] = 0.1
+    warmup: Annotated[float, _option(STEPS, "Share of the steps with rising rate.")] = 0.1
+    grad_clip: Annotated[float, _option(STEPS, "Largest gradient norm.")] = 1.0
+    grad_checkpointing: Annotated[
+        bool, _option(STEPS, "Recompute activations: less memory, slower.")
+    ] = False
+    ema: Annotated[float, _option(STEPS, "Decay of the averaged weights, 0.999 say; 0: off.")] = 0.0
+    precision: Annotated[Precision, _option(STEPS, "Of the arithmetic; weights stay fp32.")] = (
+        "fp32"
+    )
+
+    guard: Annotated[
+        Path | None, _option(TUNING, "Labelled data whose zero-shot accuracy must not fall.")
+    ] = None
+    guard_drop: Annotated[float, _option(TUNING, "Points of top-1 that it may fall, 0 to 1.")] = (
+        0.02
+    )
+    wise_ft: Annotated[
+        float | None,
+        _option(TUNING, "Mix of start (0) and trained (1) weights to write: WiSE-FT's alpha."),
+    ] = None
+
+    seed: Annotated[int, _option(RUN, "Seed of weights, order and captions.")] = 0
+    checkpoint_every: Annotated[
+        int, _option(RUN, "Steps between states to resume from.", min=1)
+    ] = 500
+    resume: Annotated[
+        bool, _option(RUN, "Go on from OUT.run/last.ckpt, as if nothing had happened.", "--resume")
+    ] = False
+    devices: Annotated[int, _option(RUN, "GPUs (or processes) on this machine.", min=1)] = 1
+    nodes: Annotated[int, _option(RUN, "Machines, started by torchrun.", min=1)] = 1
+    strategy: Annotated[
+        Literal["ddp", "fsdp"], _option(RUN, "How several devices share the work.")
+    ] = "ddp"
+    force: Annotated[bool, _option(RUN, "Replace the output if it exists.", "--force")] = False
 
     def __post_init__(self) -> None:
-        for name in ("data", "out", "val", "tokenizer"):
-            if path := getattr(self, name):
-                object.__setattr__(self, name, Path(path).expanduser())
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Path):
+                object.__setattr__(self, field.name, value.expanduser())
+        object.__setattr__(self, "data", str(self.data))
+        object.__setattr__(self, "out", Path(self.out).expanduser())
         check_templates(self.templates)
-        _positive("--epochs", self.epochs)
-        _positive("--lr", self.lr)
-        _positive("--grad-clip", self.grad_clip)
-        if self.batch_size < 2:
-            raise DataError("--batch-size must be at least 2: a contrast needs two pairs")
-        if not 0 <= self.warmup <= 1:
-            raise DataError(f"--warmup is a share of the steps, 0 to 1, not {self.warmup}")
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
+        for name in ("epochs", "lr", "image_lr", "layer_decay", "grad_clip", "crop"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise DataError(f"{_flag(name)} must be greater than 0, it is {value}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise DataError(f"--weight-decay must not be negative, it is {self.weight_decay}")
+        for name in ("warmup", "max_bad", "crop", "jitter", "alpha", "guard_drop", "layer_decay"):
+            _check_share(name, getattr(self, name))
+        for name in ("ema", "momentum", "token_drop"):
+            _check_share(name, getattr(self, name), below_one=True)
+        if self.wise_ft is not None:
+            _check_share("wise_ft", self.wise_ft)
+        if not 0 <= self.rotate <= 180:
+            raise DataError(f"--rotate is 0 to 180 degrees, not {self.rotate}")
         if not 0 <= self.seed < 2**32:
             raise DataError(f"--seed must be from 0 to 2^32 - 1, it is {self.seed}")
-        if self.precision not in PRECISIONS:
-            raise DataError(f"--precision is {' or '.join(PRECISIONS)}, not {self.precision!r}")
+        if not (math.isfinite(self.label_weight) and self.label_weight >= 0):
+            raise DataError(f"--label-weight must not be negative, it is {self.label_weight}")
+
+    def _check_combinations(self) -> None:
+        for name, choices in (("precision", Precision), ("loss", LossName)):
+            value, known = getattr(self, name), choices.__args__  # type: ignore[attr-defined]
+            if value not in known:
+                raise DataError(f"--{name} is {' or '.join(known)}, not {value!r}")
+        if self.captions < 1:
+            raise DataError(f"--captions must be at least 1, it is {self.captions}")
+        if self.batch_size < 2:
+            raise DataError("--batch-size must be at least 2: a contrast needs two pairs")
+        if self.batch_size % (self.devices * self.nodes):
+            raise DataError(
+                f"--batch-size {self.batch_size} is over all devices: a multiple of "
+                f"{self.devices * self.nodes}"
+            )
+        if self.unlock_image and not self.lock_image:
+            raise DataError("--unlock-image goes with --lock-image: without it all is trained")
+        if self.unlock_text and self.lock_text is False:
+            raise DataError("--unlock-text goes with --lock-text, not with --no-lock-text")
+        if self.strategy == "fsdp" and (self.ema or self.loss == "itc"):
+            raise DataError("--strategy fsdp goes neither with --ema nor with --loss itc: use ddp")
+        if self.views > 1 and not self.lock_image:
+            raise DataError("--views are of a locked image tower's features: add --lock-image")
+
+    @property
+    def run(self) -> Path:
+        """The folder beside `out` for what belongs to the run: its state and its logs."""
+        return self.out.with_name(self.out.name + ".run")
+
+    def describe(self) -> dict[str, Any]:
+        """The options as JSON values."""
+        return {k: _plain(v) for k, v in vars(self).items()}
 
 
-def _positive(flag: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise DataError(f"{flag} must be greater than 0, it is {value}")
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_share(name: str, value: float, below_one: bool = False) -> None:
+    if not 0 <= value <= 1 or (below_one and value == 1):
+        raise DataError(f"{_flag(name)} is a share, from 0 to 1, not {value}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

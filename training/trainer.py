@@ -1,179 +1,178 @@
-"""Trains a CLIP on Lightning and writes a checkpoint folder after every epoch."""
+"""Trains a CLIP: step by step, with a state to go on from and a checkpoint after every epoch."""
 
 import contextlib
+import copy
 import dataclasses
-import importlib.metadata
-import logging
-import platform
-import signal
-import threading
+import json
 import time
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from . import torchvision_ops as torchvision_ops  # before lightning, which imports torchvision
-
-# isort: split
-import lightning
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning_fabric import Fabric
 from rich.console import Console
-from rich.progress import Progress
 
+from calibration.pairs import check_bad
 from runtime.errors import DataError
-from runtime.folders import check_target, new_folder
-from runtime.frames import Frame
-from runtime.tokenizer import Tokenizer
+from runtime.folders import check_target
 
-from .batches import PairDataset, loader
-from .data import Pairs, describe, read_pairs
-from .evaluate import evaluate
-from .images import decode
-from .model import CONFIG, ClipModel, create, save
-from .module import ClipTraining
-from .options import TrainOptions
-from .text import text_side
-
-_LIGHTNING = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-_PACKAGES = ("edgeclip", "torch", "open_clip_torch", "timm", "lightning", "numpy")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Data:
-    """One set, ready for the model."""
-
-    pairs: Pairs
-    frames: Frame
+from .batches import Batch, PairBatches, loader
+from .devices import make_fabric
+from .interrupts import Interrupts
+from .log import RunLog
+from .model import CONFIG
+from .options import FREE_ON_RESUME, TrainOptions
+from .prepare import prepare
+from .results import Results
+from .run import Run
+from .shards import Shards
+from .state import NAME, load_state, save_state
 
 
 def train(options: TrainOptions, quiet: bool = False) -> dict[str, Any]:
     """Trains and writes the checkpoint folder `options.out`; returns what training.json holds.
 
-    After each epoch the folder is whole and of that epoch. Raises DataError for data or options
-    that do not work.
+    After each epoch the folder is whole and of that epoch. Every `checkpoint_every` steps, and
+    when it is interrupted, the run leaves its state in `options.run`, to go on by `resume`.
+    Raises DataError for data or options that do not work, GateFailed where the guard fails.
     """
-    console = Console(stderr=True, quiet=quiet)
-    check_target(options.out, CONFIG, options.force)
-    if options.precision == "fp16" and not torch.cuda.is_available():
-        raise DataError("--precision fp16 needs a CUDA device; use bf16 or fp32 here")
-    clip = create(options.model, options.pretrained, options.seed)
-    content, text = text_side(clip, options.tokenizer, options.templates)
-    tokenizer = Tokenizer(content, text)
-    data = _load(options.data, clip, options, console)
-    val = _load(options.val, clip, options, console) if options.val else None
-    if len(data.pairs) < 2:
-        raise DataError(f"{options.data}: at least 2 pictures are needed to train")
-    record = _record(clip, options, data, val)
-    start = time.perf_counter()
-
-    def end_epoch(epoch: int, loss: float) -> None:
-        """Evaluates, and puts the checkpoint of this epoch in the place of the last."""
-        metrics = {"epoch": epoch + 1, "loss": loss, "logit_scale": _scale(clip)}
-        if val:
-            metrics |= evaluate(
-                clip.model, tokenizer, val.pairs, val.frames, clip.image, options.templates
-            )
-        record["epochs"].append(metrics)
-        record["seconds"] = round(time.perf_counter() - start, 1)
-        with new_folder(options.out, CONFIG, options.force or epoch > 0) as folder:
-            save(clip, folder, record)
-            if clip.config["text_cfg"].get("hf_tokenizer_name"):
-                (folder / "tokenizer.json").write_bytes(content)
-        console.print("  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
-
-    dataset = PairDataset(data.pairs, data.frames, tokenizer(data.pairs.texts))
-    _fit(ClipTraining(clip, options, end_epoch), dataset, options, quiet)
-    clip.model.eval()
-    return record
-
-
-def _load(source: Path, clip: ClipModel, options: TrainOptions, console: Console) -> _Data:
-    pairs = read_pairs(source, options.templates, options.strict)
-    options.out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with Progress(console=console, transient=True, disable=console.quiet) as progress:
-        pairs, frames = decode(
-            pairs, clip.image, options.out.absolute().parent, progress, options.strict
+    check_target(options.out, CONFIG, options.force or options.resume)
+    state = load_state(options.run) if options.resume else None
+    if not (options.resume or options.force) and (options.run / NAME).is_file():
+        raise DataError(
+            f"{options.run} holds a run that did not end: go on with it by --resume, or start "
+            "anew by --force"
         )
-    console.print(f"{source}: {len(pairs)} pictures, {len(pairs.texts)} captions")
-    if pairs.skipped:
-        console.print(f"[yellow]skipped: {describe(pairs.skipped)}[/] (--strict stops instead)")
-    return _Data(pairs, frames)
+    fabric = make_fabric(options)
+    console = Console(stderr=True, quiet=quiet or not fabric.is_global_zero)
+    with torch.random.fork_rng(devices=[]):
+        return _Training(options, fabric, console, state).fit()
 
 
-def _fit(module: ClipTraining, dataset: PairDataset, options: TrainOptions, quiet: bool) -> None:
-    lightning.seed_everything(options.seed, verbose=False)
-    with _plain_lightning():
-        trainer = lightning.Trainer(
-            accelerator="cuda" if torch.cuda.is_available() else "cpu",
-            devices=1,
-            max_epochs=options.epochs,
-            precision=_LIGHTNING[options.precision],  # type: ignore[arg-type]
-            gradient_clip_val=options.grad_clip,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=not quiet,
-            callbacks=[] if quiet else [RichProgressBar(console_kwargs={"stderr": True})],
+class _Training:
+    """One run, from its first step or from `state` to its end."""
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        fabric: Fabric,
+        console: Console,
+        state: dict[str, Any] | None,
+    ) -> None:
+        self.options, self.fabric, self.console = options, fabric, console
+        with fabric.rank_zero_first():  # which computes what the others then find on the disk
+            material = prepare(options, fabric.world_size, console)
+        self.plan, clip = material.plan, material.clip
+        sharded = options.strategy == "fsdp" and fabric.world_size > 1
+        whole = copy.deepcopy(clip.model) if sharded else clip.model
+        self.batches = PairBatches(
+            material.sources,
+            material.plan,
+            material.maker,
+            options.epochs,
+            fabric.global_rank,
+            fabric.world_size,
         )
-        module.model.train()
-        trainer.fit(module, loader(dataset, options.batch_size, options.seed))
+        total = self.plan.batches * options.epochs
+        self.run = Run(fabric, clip, material.towers, options, total, self.batches.most)
+        if self.run.ema:
+            whole = self.run.ema.module.model
+        self.results = Results(options, material, dataclasses.replace(clip, model=whole))
+        self._losses: list[float] = []
+        self._began = time.perf_counter()
+        if state:
+            self._take_up(state)
 
+    def fit(self) -> dict[str, Any]:
+        """Trains to the end, and writes the report."""
+        record = self.results.record
+        with contextlib.ExitStack() as stack:
+            log = None
+            if self.fabric.is_global_zero:
+                self.results.begin()
+                log = stack.enter_context(self._log())
+            self._steps(log)
+        if log:
+            record["seconds"] += round(time.perf_counter() - self._began, 1)
+            self.results.finish(log.rows)
+            (self.options.run / NAME).unlink(missing_ok=True)
+        self.fabric.barrier()
+        return record
 
-@contextlib.contextmanager
-def _plain_lightning() -> Iterator[None]:
-    """Lightning without its advice on loader workers and products, and with an ordinary Ctrl-C:
-    left alone it ends the process by sys.exit and leaves the signal switched off."""
-    logger = logging.getLogger("lightning.pytorch")
-    level, handler = logger.level, signal.getsignal(signal.SIGINT)
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            yield
-    except SystemExit as error:
-        if error.code == 1:
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        logger.setLevel(level)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+    def _log(self) -> RunLog:
+        run, options = self.run, self.options
+        return RunLog(options.run, run.number, run.total, options.epochs, self.console)
 
+    def _steps(self, log: RunLog | None) -> None:
+        run, every = self.run, self.options.checkpoint_every
+        batches = dataclasses.replace(
+            self.batches, start=run.number, known_bad=frozenset(self.results.bad)
+        )
+        with Interrupts(self.fabric.world_size == 1) as interrupts:
+            for batch in loader(batches, self.options.workers):
+                self._step(batch, log)
+                epoch_ends = run.number % self.plan.batches == 0
+                if epoch_ends and not self._end_epoch(log):
+                    return
+                if epoch_ends or run.number % every == 0 or interrupts.asked:
+                    self._save()
+                if interrupts.asked:
+                    where = f"{self.options.run}; go on with it by --resume"
+                    self.console.print(f"the state at step {run.number} is in {where}")
+                    interrupts.leave()
 
-def _record(
-    clip: ClipModel, options: TrainOptions, data: _Data, val: _Data | None
-) -> dict[str, Any]:
-    chosen = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-    return {
-        "model": clip.name,
-        "options": chosen,
-        "start": clip.source,
-        "data": _describe(data),
-        "val": _describe(val) if val else None,
-        "versions": {name: _version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "epochs": [],
-    }
+    def _step(self, batch: Batch, log: RunLog | None) -> None:
+        if batch.bad:
+            known = self.results.bad
+            known |= {bad.item: bad for bad in batch.bad}
+            check_bad(tuple(known.values()), self.plan.pairs, self.options.max_bad, "the data")
+        figures = self.run.advance(batch)
+        self._losses.append(figures["loss"])
+        if log:
+            epoch = (self.run.number - 1) // self.plan.batches
+            log.step(self.run.number, epoch, self.plan.batch_size, figures)
 
+    def _end_epoch(self, log: RunLog | None) -> bool:
+        """Evaluates the epoch and writes its checkpoint; whether the run goes on."""
+        weights, temperature = self.run.weights(), self.run.temperature()
+        go_on = True
+        if log:
+            figures: dict[str, Any] = {
+                "epoch": self.run.number // self.plan.batches,
+                "loss": sum(self._losses) / len(self._losses),
+                "logit_scale": 1 / temperature,
+            }
+            go_on = self.results.epoch(weights, figures)
+            log.epoch(self.run.number, figures)
+        self._losses.clear()
+        return bool(self.fabric.broadcast(go_on))
 
-def _describe(data: _Data) -> dict[str, Any]:
-    return {
-        "images": len(data.pairs),
-        "captions": len(data.pairs.texts),
-        "classes": list(data.pairs.classes),
-        "skipped": data.pairs.skipped,
-        "fingerprint": data.pairs.fingerprint(),
-    }
+    def _save(self) -> None:
+        state = self.run.state()
+        if not self.fabric.is_global_zero:
+            return
+        now = time.perf_counter()
+        record = self.results.record
+        record["seconds"] += round(now - self._began, 1)
+        self._began = now
+        story = {
+            "record": json.dumps(record),
+            "bad": [list(bad) for bad in self.results.bad.values()],
+            "losses": self._losses,
+        }
+        save_state(self.options.run, state | story)
 
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def _scale(clip: ClipModel) -> float:
-    return float(clip.model.logit_scale.detach().exp())
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken. Raises DataError where the run is another one."""
+        before, now = json.loads(state["record"]), self.results.record
+        shards = any(isinstance(source, Shards) for source in self.batches.sources)
+        free = [name for name in FREE_ON_RESUME if not (name == "workers" and shards)]
+        for name, value in now["options"].items():
+            if name not in free and before["options"].get(name) != value:
+                flag = "--" + name.replace("_", "-")
+                was = before["options"].get(name)
+                raise DataError(f"--resume: {flag} was {was}, and is {value} now; it must stay")
+        if (before["data"], before["val"]) != (now["data"], now["val"]):
+            raise DataError("--resume: the data are not those that the run began with")
+        self.run.load_state(state)
+        self.results.resume(before, state["bad"])
+        self._losses = list(state["losses"])

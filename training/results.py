@@ -1,0 +1,173 @@
+"""What a run reaches, epoch by epoch: figures, the checkpoint folder, and its report."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from calibration.embed import embed_pictures
+from calibration.evaluation import Evaluation, evaluate
+from calibration.pairs import Bad, Pairs, check_bad, count, read_pairs
+from calibration.report import write_report
+from calibration.sections import Report
+from runtime.errors import DataError
+from runtime.folders import new_folder
+
+from .evaluate import head, image_encoder, text_encoder
+from .finetune import Figures, Guard, curve, mix, no_epoch_holds
+from .model import CONFIG, WEIGHTS, ClipModel, save
+from .options import TrainOptions
+from .prepare import Material, describe
+
+REPORT = "report"
+_PACKAGES = ("edgeclip", "torch", "open_clip_torch", "timm", "lightning-fabric", "numpy")
+
+
+class Results:
+    """Evaluates and writes the model `shown`: the trained one, or its average.
+
+    `record` becomes training.json; `bad` are the items that could not be used, by name.
+    """
+
+    def __init__(self, options: TrainOptions, material: Material, shown: ClipModel) -> None:
+        self.options, self._material, self.shown = options, material, shown
+        self._val = _read(options.val, options)
+        self._guarded = _read(options.guard, options)
+        if self._guarded and self._guarded.targets is None:
+            raise DataError(f"--guard {options.guard} has captions: it takes labels")
+        self._start = {k: v.detach().clone() for k, v in shown.model.state_dict().items()}
+        self._guard: Guard | None = None
+        self.record = self._new_record()
+        self.bad: dict[str, Bad] = {}
+        for source in material.sources:
+            self.bad |= {bad.item: bad for bad in getattr(source, "pairs", _NONE).bad}
+
+    def begin(self) -> None:
+        """Measures the start on the guard's data, if there is a guard."""
+        if self._guarded and "guard_start" not in self.record:
+            self.record["guard_start"] = self._evaluate(self._guarded).figures["top1"]
+        if self._guarded:
+            self._guard = Guard(self.record["guard_start"], self.options.guard_drop)
+
+    def resume(self, record: dict[str, Any], bad: Sequence[Sequence[Any]]) -> None:
+        """Takes up the record and the bad items of a run that goes on."""
+        self.record |= {k: v for k, v in record.items() if k not in ("options", "versions")}
+        self.bad = {name: Bad(name, *more) for name, *more in bad}
+
+    def epoch(self, weights: Mapping[str, Tensor], figures: dict[str, Any]) -> bool:
+        """Evaluates an epoch's weights and writes the checkpoint; `figures` go into the record.
+
+        Returns False where the guard does not hold, and goes back to the epoch before; raises
+        GateFailed where there is none.
+        """
+        self.shown.model.load_state_dict(weights)
+        figures |= self._figures()
+        first = not self.record["epochs"]
+        self.record["epochs"].append(figures)
+        if self._guard and not self._guard.holds(figures["guard_top1"]):
+            if not first:
+                kept = safetensors.torch.load_file(self.options.out / WEIGHTS)
+                self.shown.model.load_state_dict(kept)
+            elif self.options.wise_ft is None:
+                raise no_epoch_holds(self._guard, figures["guard_top1"])
+            self.record["stopped_by_guard"] = True
+            return False
+        with new_folder(self.options.out, CONFIG, self.options.force or not first) as folder:
+            self._save(folder)
+        return True
+
+    def finish(self, steps: Sequence[Mapping[str, float]]) -> None:
+        """Mixes with the start, if asked, and writes the last checkpoint with its report."""
+        points = self._mixed() if self.options.wise_ft is not None else []
+        self.record["bad"] = count(tuple(self.bad.values()))
+        with new_folder(self.options.out, CONFIG, True) as folder:
+            self._save(folder)
+            (folder / REPORT).mkdir()
+            write_report(folder / REPORT, self._report(steps, points))
+
+    def _mixed(self) -> list[Figures]:
+        """Leaves the mixture that --wise-ft names in `shown`; returns the curve of all."""
+        trained = {k: v.detach().clone() for k, v in self.shown.model.state_dict().items()}
+
+        def measure(weights: dict[str, Tensor]) -> Figures:
+            self.shown.model.load_state_dict(weights)
+            return self._figures()
+
+        points = curve(self._start, trained, measure) if self._val or self._guarded else []
+        alpha = self.options.wise_ft
+        assert alpha is not None
+        self.record["wise_ft"] = {"alpha": alpha, "curve": points}
+        self.shown.model.load_state_dict(mix(self._start, trained, alpha))
+        return points
+
+    def _figures(self) -> Figures:
+        figures: Figures = {}
+        if self._val:
+            figures |= self._evaluate(self._val).figures
+        if self._guarded:
+            figures["guard_top1"] = self._evaluate(self._guarded).figures["top1"]
+        return figures
+
+    def _evaluate(self, pairs: Pairs) -> Evaluation:
+        options, clip = self.options, self.shown
+        kept, images = embed_pictures(pairs, clip.image, image_encoder(clip))
+        check_bad(kept.bad, len(pairs) + len(pairs.bad), options.max_bad, options.val)
+        texts = text_encoder(clip, self._material.tokenizer)
+        return evaluate(kept, images, texts, head(clip), options.templates)
+
+    def _save(self, folder: Path) -> None:
+        save(self.shown, folder, self.record)
+        if self.shown.config["text_cfg"].get("hf_tokenizer_name"):
+            (folder / "tokenizer.json").write_bytes(self._material.tokenizer_json)
+
+    def _report(self, steps: Sequence[Mapping[str, float]], points: Sequence[Figures]) -> Report:
+        options = self.options
+        return Report(
+            title=f"{self.shown.name} trained on {Path(options.data).name}",
+            about={
+                "model": self.shown.name,
+                "start": self.shown.source,
+                "data": ", ".join([options.data, *options.mix]),
+                "evaluated on": str(options.val or "nothing: there was no --val"),
+            },
+            evaluation=self._evaluate(self._val) if self._val else None,
+            history=self.record["epochs"],
+            steps=steps,
+            wise_ft=points,
+            bad=tuple(self.bad.values()),
+        )
+
+    def _new_record(self) -> dict[str, Any]:
+        return {
+            "model": self.shown.name,
+            "options": self.options.describe(),
+            "start": self.shown.source,
+            "data": self._material.data,
+            "val": None if self._val is None else describe(str(self.options.val), self._val),
+            "versions": {name: _version(name) for name in _PACKAGES},
+            "python": platform.python_version(),
+            "seconds": 0.0,
+            "epochs": [],
+        }
+
+
+_NONE = Pairs((), (), ())
+
+
+def _read(source: Path | None, options: TrainOptions) -> Pairs | None:
+    if source is None:
+        return None
+    pairs = read_pairs(source, options.templates)
+    check_bad(pairs.bad, len(pairs) + len(pairs.bad), options.max_bad, source)
+    return pairs
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

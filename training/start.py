@@ -1,0 +1,113 @@
+"""The weights that a training starts from: a checkpoint's, or a backbone's in its image tower."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import safetensors.torch
+from torch import Tensor
+
+from runtime.errors import DataError
+from runtime.manifest import ImageSpec
+
+from .model import CONFIG, WEIGHTS, ClipModel, create
+from .options import TrainOptions
+
+_EXAMPLES = 4
+
+
+def make_model(options: TrainOptions) -> ClipModel:
+    """The model of a run, with the weights that it starts from. Raises DataError."""
+    init = options.init
+    folder = Path(init).expanduser() if init and Path(init).expanduser().is_dir() else None
+    clip = create(options.model, None if folder else init, options.seed)
+    if folder:
+        clip = load_matching(clip, folder)
+    return load_backbone(clip, options.init_image) if options.init_image else clip
+
+
+def load_matching(clip: ClipModel, folder: Path) -> ClipModel:
+    """Takes over from a checkpoint folder every weight whose name and shape fit; the others stay
+    random, and are `fresh`. Mean and standard deviation come with the image tower's weights.
+    Raises DataError where nothing fits."""
+    given = _read(folder / WEIGHTS)
+    own = clip.model.state_dict()
+    fit = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
+    layers = [name for name, tensor in fit.items() if tensor.ndim > 1]
+    if not layers:  # scales and counts fit any model
+        raise DataError(f"--init {folder}: none of its weights fits the model {clip.name}")
+    clip.model.load_state_dict(fit, strict=False)
+    source = f"{folder.name} ({len(fit)} of {len(own)} tensors)"
+    fresh = {name for name, _ in clip.model.named_parameters() if name not in fit}
+    image = clip.image
+    if any(name.startswith("visual.") for name in layers):
+        image = _normalisation(folder / CONFIG, image)
+    return dataclasses.replace(clip, source=source, image=image, fresh=frozenset(fresh))
+
+
+def load_backbone(clip: ClipModel, file: Path) -> ClipModel:
+    """Puts a timm backbone's weights (.safetensors, under timm's names; a classifier is left out)
+    into the image tower; the projection behind it stays random, and is `fresh`.
+
+    Mean and standard deviation are taken from a `config.json` beside the file, as the Hugging Face
+    hub has it, where there is one. Raises DataError where the weights are not of this backbone.
+    """
+    trunk: Any = getattr(clip.model.visual, "trunk", None)
+    if trunk is None:
+        raise DataError(f"--init-image goes with a timm image tower, which {clip.name} has not")
+    given = {name: t.float() if t.is_floating_point() else t for name, t in _read(file).items()}
+    own = {k: v for k, v in trunk.state_dict().items() if not k.startswith(_classifiers(trunk))}
+    needed = [name for name in own if not name.endswith("num_batches_tracked")]  # of no effect
+    missing = [k for k in needed if k not in given or given[k].shape != own[k].shape]
+    if missing:
+        some = ", ".join(missing[:_EXAMPLES])
+        backbone = clip.config["vision_cfg"]["timm_model_name"]
+        raise DataError(
+            f"--init-image {file} is not a {backbone}: {len(missing)} of its {len(needed)} tensors "
+            f"are missing or of another shape ({some}, ...)"
+        )
+    trunk.load_state_dict({k: given[k] for k in needed}, strict=False)
+    fresh = clip.fresh - {f"visual.trunk.{name}" for name in own}
+    image = _normalisation(file.with_name("config.json"), clip.image)
+    source = f"{clip.source}, image backbone {file.name}"
+    return dataclasses.replace(clip, source=source, image=image, fresh=fresh)
+
+
+def _classifiers(trunk: Any) -> tuple[str, ...]:
+    """What the names of a classifier begin with: where the trunk has one, it is the projection."""
+    names = trunk.pretrained_cfg.get("classifier") or ()
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return dict(safetensors.torch.load_file(file))
+    except FileNotFoundError as error:
+        raise DataError(f"there are no weights {file}") from error
+    except Exception as error:  # SafetensorError and its kin
+        raise DataError(f"{file} is not a sound safetensors file: {error}") from error
+
+
+def _normalisation(config: Path, spec: ImageSpec) -> ImageSpec:
+    """`spec` with the mean and standard deviation of timm's or open_clip's config."""
+    if not config.is_file():
+        return spec
+    try:
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        fields = fields.get("pretrained_cfg") or fields.get("preprocess_cfg") or fields
+        given = {name: _channels(fields, name) for name in ("mean", "std") if name in fields}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{config}: mean and std cannot be read: {error}") from error
+    return msgspec.structs.replace(spec, **given)
+
+
+def _channels(fields: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    values = tuple(float(value) for value in fields[name])
+    sound = all(map(math.isfinite, values)) and (name == "mean" or min(values, default=0) > 0)
+    if len(values) != 3 or not sound:
+        raise ValueError(f"{name} is {values}")
+    return values
