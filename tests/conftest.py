@@ -1,8 +1,10 @@
 """What the tests share: small real data, and a bundle trained and exported from it once."""
 
+import io
 import os
 import shutil
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.bundle import ExportOptions, export_bundle
+from runtime.manifest import TextSpec
+from runtime.tokenizer import Tokenizer
 from training.options import TrainOptions
+from training.text import clip_tokenizer
 from training.trainer import train
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +50,39 @@ def write_squares(folder: Path, each: int, seed: int) -> Path:
     return folder
 
 
+def solid(level: int, size: tuple[int, int] = (12, 10), kind: str = "png") -> bytes:
+    """A picture file of one colour, by which it can be told from others."""
+    content = io.BytesIO()
+    Image.new("RGB", size, (level, 0, 0)).save(content, "JPEG" if kind == "jpg" else kind)
+    return content.getvalue()
+
+
+def write_tar(path: Path, members: Mapping[str, bytes | str], mode: str = "w") -> Path:
+    """A tar file of these members; `mode` "w:gz" compresses it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in members.items():
+            data = content.encode() if isinstance(content, str) else content
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """CLIP's own, 12 tokens long."""
+    spec = TextSpec(
+        context_length=12,
+        start_id=49406,
+        end_id=49407,
+        pad_id=0,
+        cleaning="lower",
+        templates=("a {}",),
+    )
+    return Tokenizer(clip_tokenizer(), spec)
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> Path:
     return Path(__file__).parent / "tiny.json"
@@ -59,7 +97,7 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, squares: Path, tiny_config: Path) -> Path:
     folder = tmp_path_factory.mktemp("model") / "checkpoint"
     options = TrainOptions(
-        data=squares,
+        data=str(squares),
         val=write_squares(folder.parent / "val", each=8, seed=1),
         out=folder,
         model=str(tiny_config),
@@ -67,6 +105,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, squares: Path, tiny_con
         epochs=12,
         batch_size=24,
         lr=3e-3,
+        crop=1.0,
+        workers=0,
     )
     train(options, quiet=True)
     return folder

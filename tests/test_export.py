@@ -126,7 +126,7 @@ def test_siglip_tokens_and_scores(tmp_path: Path) -> None:
 
 def test_siglip_trains_and_keeps_its_tokenizer(squares: Path, tmp_path: Path) -> None:
     options = TrainOptions(
-        data=squares,
+        data=str(squares),
         out=tmp_path / "checkpoint",
         model=str(write_config(tmp_path, "siglip")),
         tokenizer=write_tokenizer(tmp_path / "tokenizer"),

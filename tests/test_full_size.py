@@ -38,14 +38,27 @@ def test_open_clip_models_export(model: str, tmp_path: Path) -> None:
     assert verify(tmp_path / "bundle") == []
 
 
+PRESETS = ["mobilenetv2", "mobilenetv4", "repvit", "fastvit", "resnet18"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_train_and_export(preset: str, squares: Path, tmp_path: Path) -> None:
+    out, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
+    edgeclip("train", squares, out, "--model", preset, "--epochs", 1, "--batch-size", 24,
+             "--workers", 0)  # fmt: skip
+    edgeclip("export", out, bundle, "--labels", "red,green")
+    assert verify(bundle) == []
+
+
 def test_from_class_folders_to_photos_and_clips(data: Path, tmp_path: Path) -> None:
     out, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
     run = edgeclip("train", data / "cifar10/train", out, "--val", data / "cifar10/test",
                    "--model", "nano", "--epochs", 6, "--lr", 0.002, "--json")  # fmt: skip
     record = json.loads(run.stdout)
-    assert record["data"]["images"] == 5000 and len(record["data"]["classes"]) == 10
+    (source,) = record["data"]
+    assert source["images"] == 5000 and len(source["classes"]) == 10
     assert record["epochs"][-1]["top1"] >= 0.25  # one in ten by chance
-    edgeclip("export", out, bundle, "--labels", ",".join(record["data"]["classes"]))
+    edgeclip("export", out, bundle, "--labels", ",".join(source["classes"]))
     run = edgeclip("classify", bundle, data / "photos/images", "--json")
     assert len(run.stdout.splitlines()) == 300
     run = edgeclip("classify", bundle, data / "video", "--every", 20, "--json")
@@ -61,7 +74,7 @@ def test_from_captions_to_photos(data: Path, tmp_path: Path) -> None:
                    captions / "captions_val.csv", "--model", "nano", "--epochs", 3,
                    "--lr", 0.002, "--json")  # fmt: skip
     record = json.loads(run.stdout)
-    assert record["data"]["images"] == 6000 and record["val"]["images"] == 500
+    assert record["data"][0]["images"] == 6000 and record["val"]["images"] == 500
     assert record["epochs"][-1]["text_to_image_r10"] >= 0.04  # 0.02 by chance
     edgeclip("export", out, bundle)
     run = edgeclip("classify", bundle, data / "photos/images", "--json", "--labels",
