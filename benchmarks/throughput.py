@@ -1,0 +1,101 @@
+"""Images a second in training, against open_clip's own trainer: same model, data, batch, precision
+and number of workers, in one run.
+
+    python benchmarks/throughput.py pairs.csv --model mobilenetv4 --batch-size 64 --workers 2
+
+`pairs.csv` has the columns file,caption. open_clip's trainer reads tables by pandas.
+"""
+
+import argparse
+import csv
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from calibration.pairs import read_pairs
+from training.model import PRESETS
+
+STEPS, EVERY = 40, 10
+OPEN_CLIP = (
+    "import sys; import training.torchvision_ops; import open_clip;"
+    f"open_clip.add_model_config({str(PRESETS)!r});"
+    "from open_clip_train.main import main; main(sys.argv[1:])"
+)
+
+
+def write_table(source: Path, folder: Path, rows: int) -> Path:
+    """The first `rows` pictures with a caption each, by absolute paths."""
+    pairs = read_pairs(source, ("{}",))
+    with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["file", "caption"])
+        for n in range(rows):
+            row = n % len(pairs)
+            writer.writerow([pairs.files[row].resolve(), pairs.texts[pairs.captions[row][0]]])
+    return folder / "pairs.csv"
+
+
+def open_clip(table: Path, folder: Path, chosen: argparse.Namespace) -> float:
+    """Images a second of open_clip's trainer: the median over its log's intervals."""
+    command = [sys.executable, "-c", OPEN_CLIP, "--train-data", str(table)]
+    command += ["--dataset-type", "csv", "--csv-separator", ",", "--csv-img-key", "file"]
+    command += ["--csv-caption-key", "caption", "--model", chosen.model, "--epochs", "1"]
+    command += ["--batch-size", str(chosen.batch_size), "--workers", str(chosen.workers)]
+    command += ["--precision", chosen.precision, "--device", chosen.device, "--lr", "1e-4"]
+    command += ["--log-every-n-steps", str(EVERY), "--logs", str(folder), "--warmup", "10"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = [float(found) for found in re.findall(r"Batch \(t\): ([0-9.]+)", done.stderr)]
+    if done.returncode or len(seconds) < 3:
+        sys.exit(f"open_clip's trainer failed:\n{done.stderr[-2000:]}")
+    return int(chosen.batch_size) / statistics.median(seconds[1:])
+
+
+def edgeclip(table: Path, folder: Path, chosen: argparse.Namespace, cache: Path | None) -> float:
+    """Images a second of ours, by its own log."""
+    out = folder / "ours"
+    command = [sys.executable, "-c", "from export.cli import main; main()", "train", str(table)]
+    command += [str(out), "--model", chosen.model, "--batch-size", str(chosen.batch_size)]
+    command += ["--workers", str(chosen.workers), "--precision", chosen.precision, "--epochs=1"]
+    command += ["--lr", "1e-4", "--force", *(["--cache", str(cache)] if cache else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"training failed:\n{done.stderr[-2000:]}")
+    with (folder / "ours.run" / "steps.csv").open(encoding="utf-8") as stream:
+        rates = [float(row["images_per_second"]) for row in csv.DictReader(stream)]
+    return statistics.median(rates[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="mobilenetv4")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=2)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        table = write_table(chosen.data, folder, STEPS * chosen.batch_size)
+        cache = folder / "cache"
+        edgeclip(table, folder, chosen, cache)  # fills the cache
+        rates: dict[str, list[float]] = {"open_clip": [], "edgeclip": [], "with --cache": []}
+        for _ in range(chosen.rounds):
+            rates["open_clip"].append(open_clip(table, folder, chosen))
+            rates["edgeclip"].append(edgeclip(table, folder, chosen, None))
+            rates["with --cache"].append(edgeclip(table, folder, chosen, cache))
+    base = statistics.median(rates["open_clip"])
+    print(
+        f"{chosen.model}, batch {chosen.batch_size}, {chosen.workers} workers, {chosen.precision}"
+    )
+    for what, found in rates.items():
+        rate = statistics.median(found)
+        print(f"{what:14} {rate:8.1f} images/s  {rate / base:5.2f}x")
+
+
+if __name__ == "__main__":
+    main()
