@@ -345,7 +345,7 @@ def test_two_caches_of_one_folder_in_one_process(tmp_path: Path) -> None:
 
 def run(function: Callable[[], None]) -> int:
     """What a forked process ends with."""
-    process = multiprocessing.get_context("fork").Process(target=function)
+    process = multiprocessing.get_context("fork").Process(target=function, daemon=True)
     process.start()
     process.join(30)
     assert process.exitcode is not None
@@ -362,7 +362,7 @@ def test_processes_write_and_read_at_once(tmp_path: Path) -> None:
             kept.put({key_of(number, n): noise(8, 8, seed=100 * number + n)})
             assert kept.get(b"0") is not None
 
-    workers = [context.Process(target=write, args=(number,)) for number in range(3)]
+    workers = [context.Process(target=write, args=(number,), daemon=True) for number in range(3)]
     for worker in workers:
         worker.start()
     write(3)
