@@ -4,6 +4,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from runtime.errors import DataError
 
 from .options import TrainOptions
 
+# The others wait that long while the first computes features, or evaluates an epoch.
+_PATIENCE = timedelta(days=1)
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -46,9 +49,12 @@ def _strategy(options: TrainOptions) -> Strategy | str:
     if options.devices * options.nodes == 1:
         return "auto"
     if options.strategy == "ddp":
-        return DDPStrategy()
+        return DDPStrategy(timeout=_PATIENCE)
     return ModelParallelStrategy(
-        _shard, data_parallel_size=options.devices * options.nodes, tensor_parallel_size=1
+        _shard,
+        data_parallel_size=options.devices * options.nodes,
+        tensor_parallel_size=1,
+        timeout=_PATIENCE,
     )
 
 
