@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,13 +21,31 @@ BATCH = 64
 AHEAD = 2 * BATCH  # pictures in hand: the next batch is decoded while one is encoded
 
 
+class Pictures:
+    """The pictures of some files as a model sees them, in order, or what is wrong with one. The
+    first ones, up to `keep` bytes, stay in memory for the next time."""
+
+    def __init__(self, files: Sequence[Path], spec: ImageSpec, keep: int = 0) -> None:
+        self._files, self._spec = files, spec
+        self._most = keep // (3 * spec.height * spec.width)
+        self._kept: list[Frame | FrameError] = []
+
+    def __iter__(self) -> Iterator[Frame | FrameError]:
+        yield from self._kept
+        for picture in _decoded(self._files[len(self._kept) :], self._spec):
+            if len(self._kept) < self._most:
+                self._kept.append(picture)
+            yield picture
+
+
 def embed_pictures(
     pairs: Pairs,
-    spec: ImageSpec,
+    pictures: Iterable[Frame | FrameError],
     encode: Callable[[Frame], Floats],
     advance: Callable[[int], None] | None = None,
 ) -> tuple[Pairs, Floats]:
-    """Embeds every picture; returns the pairs whose picture could be read, and unit rows [N, D].
+    """Embeds the pairs' pictures; returns the pairs whose picture could be read, and unit rows
+    [N, D].
 
     `encode` takes uint8 RGB [N, H, W, 3] and gives unit rows; `advance` is told how many pictures
     are done. What cannot be read is left out and listed in `bad`. Raises DataError where none can.
@@ -36,9 +54,11 @@ def embed_pictures(
     bad: list[Bad] = []
     batch: list[Frame] = []
     parts: list[Floats] = []
-    for row, picture in enumerate(_decoded(pairs.files, spec)):
+    reason = ""
+    for row, picture in enumerate(pictures):
         if isinstance(picture, FrameError):
-            bad.append(Bad(str(picture), "unreadable picture"))
+            reason = reason or str(picture)
+            bad.append(Bad(str(pairs.files[row]), "unreadable picture"))
         else:
             good.append(row)
             batch.append(picture)
@@ -48,7 +68,7 @@ def embed_pictures(
         if advance:
             advance(1)
     if not good:
-        raise DataError(f"none of the {len(pairs)} pictures can be used; first: {bad[0].item}")
+        raise DataError(f"none of the {len(pairs)} pictures can be used; first: {reason}")
     kept = pairs.keep(good) if bad else pairs
     return dataclasses.replace(kept, bad=(*pairs.bad, *bad)), np.concatenate(parts)
 

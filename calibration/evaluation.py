@@ -25,6 +25,7 @@ from .metrics import (
 )
 from .pairs import Pairs
 
+RANKS = (1, 5, 10)  # where there is more than that to choose from
 BLOCK = 256  # rows compared at once: 25 MB of cosines with 25,000 texts
 MISTAKES = 24
 CASES = 4  # captions found, and as many missed
@@ -73,7 +74,8 @@ class Evaluation:
 
     `figures` are shares: with labels top1, top5, macro_precision, macro_recall, macro_f1 (means
     over the classes with pictures), confidence (the mean score of the best label) and ece; with
-    captions image_to_text_r1, _r5, _r10 and text_to_image_r1, _r5, _r10. The rest is empty or None
+    captions image_to_text_r1, _r5, _r10 and text_to_image_r1, _r5, _r10; but none that is of no
+    more candidates than its k. The rest is empty or None
     where it does not apply. `confusion` is int64 [C, C], true classes in rows.
     """
 
@@ -128,7 +130,9 @@ def _classification(
     confusion = confusion_matrix(targets, predicted, len(pairs.classes))
     rows = _class_rows(pairs.classes, confusion)
     bins = reliability(confidence, right)
-    figures = {"top1": share_within(found, 1), "top5": share_within(found, 5)}
+    figures = {"top1": float(right.mean())}
+    if len(bank) > 5:
+        figures["top5"] = share_within(found, 5)
     for name in ("precision", "recall", "f1"):
         values = [getattr(row, name) for row in rows if row.pictures]
         figures[f"macro_{name}"] = float(np.mean(values))
@@ -162,9 +166,10 @@ def _ranks(rows: Floats, columns: Floats, positives: Sequence[Sequence[int]]) ->
 def _best(images: Floats, bank: Floats, head: Head) -> tuple[Counts, Floats]:
     """The best label of every picture [N], and its score [N]."""
     blocks = [images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
-    scores = (scores_of(block @ bank.T, head) for block in blocks)
-    best = [(block.argmax(axis=1), block.max(axis=1)) for block in scores]
-    return np.concatenate([b[0] for b in best]), np.concatenate([b[1] for b in best])
+    cosines = [block @ bank.T for block in blocks]
+    best = [block.argmax(axis=1) for block in cosines]  # scores may be so sure that they are equal
+    scores = [scores_of(block, head).max(axis=1) for block in cosines]
+    return np.concatenate(best), np.concatenate(scores)
 
 
 def _class_rows(classes: Sequence[str], confusion: Counts) -> tuple[ClassRow, ...]:
@@ -195,8 +200,8 @@ def _retrieval(
     rows = embed_text(texts)
     _check_finite(rows, texts)
     to_text, to_image = _ranks(images, rows, captions_of), _ranks(rows, images, images_of)
-    figures = {f"image_to_text_r{k}": share_within(to_text, k) for k in (1, 5, 10)}
-    figures |= {f"text_to_image_r{k}": share_within(to_image, k) for k in (1, 5, 10)}
+    figures = {f"image_to_text_r{k}": share_within(to_text, k) for k in RANKS if k < len(rows)}
+    figures |= {f"text_to_image_r{k}": share_within(to_image, k) for k in RANKS if k < len(images)}
     cases = _cases(to_image, (images[[own[0] for own in images_of]] * rows).sum(axis=1), images_of)
     return Evaluation(
         figures,

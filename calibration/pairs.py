@@ -21,6 +21,8 @@ from runtime.sources import PICTURES
 
 MAX_CAPTION = 2000  # longer ones are rows that have run together, or whole pages
 EXAMPLES = 3
+SECOND_LABEL = "second label of a picture (file,caption takes several)"
+_TARS = (".tar", ".tgz", ".tar.gz")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, or a byte that is no UTF-8
 
 
@@ -78,6 +80,8 @@ def read_pairs(source: Path, templates: Sequence[str]) -> Pairs:
     Raises DataError for what cannot be used at all.
     """
     templates = check_templates(templates)
+    if str(source).endswith(_TARS):
+        raise DataError(f"{source}: shards are for training; here give a table or a folder")
     if os.path.isdir(source):
         return _labelled(_folder_rows(source), templates, ())
     if not os.path.isfile(source):
@@ -218,6 +222,10 @@ def _labelled(
 ) -> Pairs:
     classes = tuple(sorted({label for _, label in rows}))
     index = {label: i for i, label in enumerate(classes)}
+    label_of: dict[Path, str] = {}
+    second = [row for row in rows if label_of.setdefault(row[0], row[1]) != row[1]]
+    bad += tuple(Bad(f"{file} ({label!r:.80})", SECOND_LABEL) for file, label in second)
+    rows = [row for row in rows if label_of[row[0]] == row[1]]
     targets = tuple(index[label] for _, label in rows)
     texts = tuple(t.replace("{}", label) for label in classes for t in templates)
     count = len(templates)

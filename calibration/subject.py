@@ -13,7 +13,7 @@ from runtime.classifier import Classifier
 from runtime.frames import Frame
 from runtime.manifest import Head, ImageSpec
 
-from .embed import embed_pictures
+from .embed import Pictures, embed_pictures
 from .evaluation import Evaluation, evaluate
 from .metrics import Floats
 from .pairs import Pairs, check_bad, read_pairs
@@ -76,7 +76,10 @@ def measure(
     with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
         task = progress.add_task("Encoding pictures", total=len(pairs))
         pairs, images = embed_pictures(
-            pairs, subject.image, subject.encode, lambda n: progress.advance(task, n)
+            pairs,
+            Pictures(pairs.files, subject.image),
+            subject.encode,
+            lambda n: progress.advance(task, n),
         )
         check_bad(pairs.bad, len(pairs) + len(pairs.bad), max_bad, source)
         progress.add_task("Encoding texts", total=None)

@@ -26,6 +26,7 @@ app = typer.Typer(
 EXTRAS = {
     "torch": "train", "torchvision": "train", "open_clip": "train", "lightning_fabric": "train",
     "timm": "train", "sklearn": "train", "onnx": "export", "onnxscript": "export",
+    "lmdb": "train", "webdataset": "train", "braceexpand": "train", "tensorboard": "train",
     "onnxruntime": "cpu", "cv2": "cpu", "matplotlib": "calibration",
 }  # fmt: skip
 
@@ -142,6 +143,8 @@ def _explain(error: Exception) -> int:
         message, code = f"this command needs more: pip install 'edgeclip[{extra}]'", 2
     elif isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
         message, code = f"{error.filename or 'the disk'}: {error.strerror}", 2
+    elif type(error).__name__ == "OutOfMemoryError":
+        message, code = f"{error}. Try --micro-batch, --grad-checkpointing or --precision bf16", 2
     else:
         message, code = f"internal error: {type(error).__name__}: {error} (--debug shows more)", 1
     print(f"edgeclip: {' '.join(message.split())}", file=sys.stderr)

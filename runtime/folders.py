@@ -52,6 +52,7 @@ def new_folder(target: str | Path, marker: str, overwrite: bool = False) -> Iter
     try:
         yield beside
         check_target(target, marker, overwrite)
+        _sync(beside)
         _swap(beside, target)
     except OSError as error:
         if error.errno in _FULL:
@@ -61,6 +62,15 @@ def new_folder(target: str | Path, marker: str, overwrite: bool = False) -> Iter
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Has the disk hold every file before the folder gets its name: a power cut must not leave a
+    whole folder of empty files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
 
 
 def _swap(new: Path, target: Path) -> None:

@@ -28,7 +28,7 @@ class Prediction:
     @property
     def index(self) -> int:
         """Position of the best label."""
-        return int(self.scores.argmax())
+        return int(self.cosines.argmax())  # scores may be so sure that they are equal
 
     @property
     def label(self) -> str:
@@ -52,7 +52,7 @@ class Prediction:
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """The `count` best labels with their scores."""
-        best = np.argsort(-self.scores, kind="stable")[:count]
+        best = np.argsort(-self.cosines, kind="stable")[:count]
         return [(self.labels[i], float(self.scores[i])) for i in best]
 
     def __repr__(self) -> str:

@@ -28,6 +28,7 @@ from training.pictures import PictureReader
 from training.rows import Maker, Row, TableRows, caption_id
 from training.shards import Shards, open_shards
 from training.sources import Plan, Source, make_plan, open_sources
+from training.start import settled
 
 SPEC = ImageSpec(height=8, width=8, mean=(0, 0, 0), std=(1, 1, 1))
 Sources = Sequence[TableRows | Shards]
@@ -147,7 +148,7 @@ def options(data: Path | str, **changes: Any) -> TrainOptions:
 
 def opened(chosen: TrainOptions) -> list[Source]:
     with Progress(disable=True) as progress:
-        return open_sources(chosen, progress)
+        return open_sources(settled(chosen), progress)
 
 
 def test_sources_are_tables_folders_and_shards(

@@ -161,3 +161,36 @@ def test_a_locked_text_tower_takes_tables_and_shards_together(
         squares, tmp_path / "out", checkpoint, lock_text=True, mix=(f"{tmp_path}/more.tar=1",)
     )
     assert len(train(chosen, quiet=True)["epochs"]) == 2
+
+
+def test_a_mixture_that_fails_the_guard_is_not_written(
+    checkpoint: Path, squares: Path, wrong_names: Path, tmp_path: Path
+) -> None:
+    chosen = options(
+        wrong_names, tmp_path / "out", checkpoint, guard=squares, wise_ft=1.0, lr=3e-3, epochs=3
+    )
+    with pytest.raises(GateFailed, match=r"the mixture's zero-shot accuracy .* --wise-ft 0"):
+        train(chosen, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unlock_text": 1}, "--unlock-text goes with --lock-text"),
+        ({"lock_image": True, "flip": True, "lock_text": False}, "need --views 2 or more"),
+        ({"lock_image": True, "lock_text": True}, "both towers are locked"),
+    ],
+)
+def test_options_that_would_do_nothing(
+    checkpoint: Path, squares: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        train(options(squares, tmp_path / "out", checkpoint, **changes), quiet=True)
+
+
+def test_random_weights_are_no_start_to_mix_with(
+    squares: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="--wise-ft mixes with the start: give the model one"):
+        train(options(squares, tmp_path / "out", tiny_config, wise_ft=0.5), quiet=True)

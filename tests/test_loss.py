@@ -13,7 +13,6 @@ from torch import Tensor
 from training import torchvision_ops as torchvision_ops
 from training.loss import (
     Contrast,
-    Mining,
     clamp_scale,
     clip_loss,
     itc_loss,
@@ -23,6 +22,7 @@ from training.loss import (
     siglip_loss,
     triplet_loss,
 )
+from training.options import Mining
 
 # isort: split
 from open_clip.loss import ClipLoss, SigLipLoss

@@ -194,3 +194,18 @@ def test_the_fingerprint_is_of_names_sizes_and_captions(tmp_path: Path) -> None:
     assert before != grown
     table(tmp_path, "file,caption\na.png,one\nb.png,three\n")
     assert grown != read_pairs(path, TEMPLATES).fingerprint()
+
+
+def test_a_picture_has_one_label(tmp_path: Path) -> None:
+    """Two rows of it would each be the other's negative."""
+    pictures(tmp_path, "a.png", "b.png")
+    text = "file,label\na.png,red\nb.png,blue\na.png,warm\nb.png,blue\n"
+    found = read_pairs(table(tmp_path, text), TEMPLATES)
+    assert found.classes == ("blue", "red", "warm") and len(found) == 3
+    (bad,) = found.bad
+    assert "a.png" in bad.item and bad.reason.startswith("second label of a picture")
+
+
+def test_shards_are_not_evaluated(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="shards are for training; here give a table or a folder"):
+        read_pairs(tmp_path / "x.tar", ["{}"])

@@ -97,18 +97,24 @@ def test_kill_9_at_random_moments(squares: Path, tmp_path: Path) -> None:
         "train(options(Path(sys.argv[2]), Path(sys.argv[3]), epochs=40,"
         " resume=sys.argv[4] == 'resume'), quiet=True)"
     )
-    rng = random.Random(time.time_ns())
+    seed = time.time_ns()
+    rng = random.Random(seed)
     state = tmp_path / "out.run" / NAME
     command = [sys.executable, "-c", code, str(Path(__file__).parent), str(squares)]
     for attempt in range(3):
         how = "resume" if state.exists() else "start"
         before = state.stat().st_mtime_ns if state.exists() else 0
         process = subprocess.Popen([*command, str(tmp_path / "out"), how])
-        while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            if state.exists() and state.stat().st_mtime_ns > before:
+                break
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.6))
         process.kill()
-        assert process.wait() in (-signal.SIGKILL, 0), attempt
+        assert process.wait() in (-signal.SIGKILL, 0), (seed, attempt)
+        if process.returncode == 0:
+            break
     if state.exists():
         train(options(squares, tmp_path / "out", epochs=40, resume=True), quiet=True)
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
@@ -139,12 +145,18 @@ def test_a_signal_saves_the_state_first(
 
 
 @pytest.fixture
-def stopped(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_squares(squares: Path, tmp_path: Path) -> Path:
+    """Data that a test may change."""
+    return Path(shutil.copytree(squares, tmp_path / "own"))
+
+
+@pytest.fixture
+def stopped(own_squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The output of a run that died at step 5."""
     with monkeypatch.context() as patch:
         die_at(patch, 5, Killed())
         with pytest.raises(Killed):
-            train(options(squares, tmp_path / "out"), quiet=True)
+            train(options(own_squares, tmp_path / "out"), quiet=True)
     return tmp_path / "out"
 
 
@@ -156,33 +168,35 @@ def stopped(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     ],
 )
 def test_another_run_is_not_taken_up(
-    stopped: Path, squares: Path, changes: dict[str, Any], message: str
+    stopped: Path, own_squares: Path, changes: dict[str, Any], message: str
 ) -> None:
     chosen = {"resume": True, **changes}
     if not chosen["resume"]:
         shutil.rmtree(stopped)
     with pytest.raises(DataError, match=message):
-        train(options(squares, stopped, **chosen), quiet=True)
+        train(options(own_squares, stopped, **chosen), quiet=True)
 
 
-def test_other_data_are_not_taken_up(stopped: Path, squares: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(squares, tmp_path / "data")
-    chosen = options(other, stopped, resume=True)
+def test_other_data_are_not_taken_up(stopped: Path, own_squares: Path, squares: Path) -> None:
     with pytest.raises(DataError, match="--data was"):
+        train(options(squares, stopped, resume=True), quiet=True)
+    picture = next((own_squares / next(iter(COLORS))).iterdir())
+    picture.write_bytes(picture.read_bytes() + b"x")
+    with pytest.raises(DataError, match="the data are not those"):
+        train(options(own_squares, stopped, resume=True), quiet=True)
+
+
+def test_resume_begins_where_nothing_is_there_yet_and_not_where_all_is_done(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = options(squares, tmp_path / "out", epochs=1, resume=True)
+    train(chosen)
+    assert "yet: the run begins" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(DataError, match="has ended"):
         train(chosen, quiet=True)
-    picture = next((squares / next(iter(COLORS))).iterdir())
-    content = picture.read_bytes()
-    try:
-        picture.write_bytes(content + b"x")
-        with pytest.raises(DataError, match="the data are not those"):
-            train(options(squares, stopped, resume=True), quiet=True)
-    finally:
-        picture.write_bytes(content)
 
 
 def test_a_damaged_state_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no .*last\.ckpt"):
-        load_state(tmp_path)
     save_state(tmp_path, {"step": 1, "model": {"a": torch.zeros(1000)}})
     whole = (tmp_path / NAME).read_bytes()
     (tmp_path / NAME).write_bytes(whole[: len(whole) // 2])
@@ -206,3 +220,53 @@ def test_a_full_disk_leaves_the_state_before(
         save_state(tmp_path, {"step": 2, "model": {}})
     assert load_state(tmp_path)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == [NAME]
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_run_that_died_while_it_wrote_its_report(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float
+) -> None:
+    train(options(squares, tmp_path / "whole", ema=ema), quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Training, "_finish", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            train(options(squares, tmp_path / "out", ema=ema), quiet=True)
+    train(options(squares, tmp_path / "out", ema=ema, resume=True), quiet=True)
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("every", [3, 100])
+def test_a_run_that_died_between_the_first_checkpoint_and_its_state(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    train(options(squares, tmp_path / "whole"), quiet=True)
+
+    def dying(folder: Path, state: dict[str, Any]) -> None:
+        if state["step"] == 4:
+            raise Killed
+        save_state(folder, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_state", dying)
+        with pytest.raises(Killed):
+            train(options(squares, tmp_path / "out", checkpoint_every=every), quiet=True)
+    assert (tmp_path / "out" / WEIGHTS).is_file()
+    train(options(squares, tmp_path / "out", resume=True), quiet=True)
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
+def test_another_ones_checkpoint_is_not_replaced_by_a_resume(
+    checkpoint: Path, squares: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(checkpoint, tmp_path / "other"))
+    (other / "training.json").unlink()
+    with pytest.raises(DataError, match="exists already"):
+        train(options(squares, other, resume=True), quiet=True)
+
+
+def test_half_a_row_of_the_log_is_passed_over(stopped: Path, own_squares: Path) -> None:
+    with (stopped.with_name("out.run") / "steps.csv").open("a") as stream:
+        stream.write("20,2,1e-")
+    train(options(own_squares, stopped, resume=True), quiet=True)
+    lines = (stopped.with_name("out.run") / "steps.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "10", "16"]

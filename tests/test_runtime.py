@@ -13,7 +13,7 @@ from runtime import api
 from runtime.classifier import Classifier
 from runtime.errors import BackendUnavailable, BundleError, DataError, FrameError
 from runtime.manifest import Head
-from runtime.prediction import scores_of
+from runtime.prediction import Prediction, scores_of
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +210,10 @@ def test_scores() -> None:
     sigmoid = Head(logit_scale=10, logit_bias=-2, activation="sigmoid")
     expected = 1 / (1 + np.exp(-(10 * cosines - 2)))
     np.testing.assert_allclose(scores_of(cosines, sigmoid), expected, rtol=1e-5)
+
+
+def test_the_best_label_where_scores_are_too_sure_to_differ() -> None:
+    head = Head(logit_scale=100.0, logit_bias=-10.0, activation="sigmoid")
+    cosines = np.array([0.30, 0.45], np.float32)
+    prediction = Prediction(("a", "b"), scores_of(cosines, head), cosines)
+    assert prediction.label == "b" and [label for label, _ in prediction.top(2)] == ["b", "a"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_squares
+from conftest import solid, write_squares, write_tar
 from PIL import Image
 
 from runtime.errors import DataError
@@ -17,6 +17,7 @@ from runtime.prompts import DEFAULT_TEMPLATES
 from training.model import create
 from training.options import TrainOptions
 from training.run import learning_rate
+from training.towers import Towers
 from training.trainer import train
 
 # isort: split
@@ -47,7 +48,7 @@ def test_the_record_says_what_was_done_and_reached(checkpoint: Path, squares: Pa
     assert record["versions"]["torch"] == torch.__version__
     assert [e["epoch"] for e in record["epochs"]] == list(range(1, 13))
     last = record["epochs"][-1]
-    assert last["top1"] >= 0.9 and last["top5"] == 1.0
+    assert last["top1"] >= 0.9 and "top5" not in last  # there are three classes
     assert last["loss"] < record["epochs"][0]["loss"]
 
 
@@ -62,10 +63,9 @@ def test_captions_give_retrieval_figures(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("\n".join(["file,caption", *rows]))
     path = tmp_path / "pairs.csv"
     record = train(options(path, tmp_path / "out", val=path, epochs=2), quiet=True)
-    assert {f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)} <= set(
-        record["epochs"][-1]
-    )
-    assert record["epochs"][-1]["image_to_text_r10"] == 1.0  # there are but six captions
+    names = {name for name in record["epochs"][-1] if "_to_" in name}
+    to_text = {f"image_to_text_r{k}" for k in (1, 5)}  # there are but six captions
+    assert names == to_text | {f"text_to_image_r{k}" for k in (1, 5, 10)}
 
 
 def test_the_same_seed_gives_the_same_weights(squares: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_an_exploding_loss_names_the_batch_and_keeps_the_last_epoch(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "--epochs must be greater than 0"),
+        ({"epochs": 0}, "--epochs must be at least 1"),
         ({"lr": float("nan")}, "--lr"),
         ({"batch_size": 1}, "--batch-size must be at least 2"),
         ({"warmup": 2.0}, "--warmup"),
@@ -192,7 +192,7 @@ def test_damaged_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
     (bad / "open_clip_config.json").write_text('{"model_cfg": {}}')
     with pytest.raises(DataError, match="does not load"):
         create(str(bad))
-    with pytest.raises(DataError, match="--pretrained does not go with it"):
+    with pytest.raises(DataError, match="no other weights"):
         create(str(checkpoint), "openai")
     (tmp_path / "half.json").write_text('{"embed_dim": 3}')
     with pytest.raises(DataError, match="lacks vision_cfg, text_cfg"):
@@ -210,3 +210,69 @@ def test_a_checkpoint_keeps_its_templates(checkpoint: Path, tmp_path: Path) -> N
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
     (copy / "training.json").unlink()
     assert create(str(copy)).templates == DEFAULT_TEMPLATES
+
+
+@pytest.mark.parametrize("loss", ["clip", "itc", "triplet", "margin"])
+def test_every_loss_learns_with_its_defaults(
+    squares: Path, tiny_config: Path, tmp_path: Path, loss: Any
+) -> None:
+    options = TrainOptions(
+        data=str(squares), val=squares, out=tmp_path / "out", model=str(tiny_config), loss=loss,
+        epochs=12, batch_size=24, lr=3e-3, crop=1.0, workers=0,
+    )  # fmt: skip
+    last = train(options, quiet=True)["epochs"][-1]
+    assert last["top1"] >= 0.9
+    assert last["logit_scale"] != pytest.approx(1 / 0.07, rel=1e-3)  # or scores would mean nothing
+
+
+def test_a_checkpoint_is_trained_further_with_its_templates(
+    checkpoint: Path, squares: Path, tmp_path: Path
+) -> None:
+    common: dict[str, Any] = {"data": str(squares), "epochs": 1, "workers": 0}
+    for name, start in (("a", {"model": str(checkpoint)}), ("b", {"init": str(checkpoint)})):
+        model: dict[str, Any] = {"model": str(Path(__file__).parent / "tiny.json"), **start}
+        record = train(TrainOptions(out=tmp_path / name, **common, **model), quiet=True)
+        assert record["options"]["templates"] == ["a {} square", "{}"]
+
+
+def test_what_was_embedded_once_is_not_rounded(
+    checkpoint: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    forward = Towers.forward
+
+    def watched(self: Towers, images: torch.Tensor, texts: torch.Tensor) -> Any:
+        seen.append(texts)
+        return forward(self, images, texts)
+
+    monkeypatch.setattr(Towers, "forward", watched)
+    options = TrainOptions(
+        data=str(squares), out=tmp_path / "out", model=str(checkpoint), lock_text=True,
+        epochs=1, batch_size=24, workers=0, precision="bf16",
+    )  # fmt: skip
+    train(options, quiet=True)
+    assert {texts.dtype for texts in seen} == {torch.float32}
+
+
+def test_torchrun_without_devices_is_an_error(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    options = TrainOptions(data=str(squares), out=tmp_path / "out", model="nano")
+    with pytest.raises(DataError, match="torchrun started 2 processes, but --devices .* is 1"):
+        train(options, quiet=True)
+
+
+def test_bad_samples_are_a_share_of_what_was_seen(tiny_config: Path, tmp_path: Path) -> None:
+    """With --epoch-size the shards hold more than an epoch."""
+    members: dict[str, bytes | str] = {}
+    for n in range(400):
+        members[f"{n}.png"] = b"this is no picture" if n % 100 == 50 else solid(n % 250)
+        members[f"{n}.txt"] = f"picture {n}"
+    write_tar(tmp_path / "0.tar", members)
+    options = TrainOptions(
+        data=str(tmp_path / "0.tar"), out=tmp_path / "out", model=str(tiny_config), epochs=8,
+        epoch_size=100, batch_size=25, workers=0, max_bad=0.03,
+    )  # fmt: skip
+    assert sum(train(options, quiet=True)["bad"].values()) == 4

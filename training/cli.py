@@ -15,17 +15,15 @@ from .options import TrainOptions
 
 def train(**chosen: Any) -> None:
     """Train or fine-tune a CLIP on your own pictures."""
-    from runtime.prompts import DEFAULT_TEMPLATES, read_templates
+    from runtime.prompts import read_templates
 
     as_json = chosen.pop("as_json")
-    chosen["templates"] = (
-        read_templates(chosen["templates"]) if chosen["templates"] else DEFAULT_TEMPLATES
-    )
+    chosen["templates"] = read_templates(chosen["templates"]) if chosen["templates"] else ()
     options = TrainOptions(**{**chosen, "mix": tuple(chosen["mix"] or ())})
     from .trainer import train as run
 
     record = run(options, quiet=as_json)
-    if os.environ.get("RANK", "0") != "0":  # torchrun's other processes
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":  # not the first process
         return
     print(json.dumps(record, indent=2) if as_json else f"wrote {options.out}")
 

@@ -78,7 +78,9 @@ def cut(clip: ClipModel) -> Cut | None:
     if path is None:
         return None
     tower.eval()
-    rest, pixels = _without(tower, path), torch.rand(2, 3, clip.image.height, clip.image.width)
+    device = next(tower.parameters()).device
+    pixels = torch.rand(2, 3, clip.image.height, clip.image.width, device=device)
+    rest = _without(tower, path)
     for fast in (folded(tower, pixels), tower):
         found = Cut(tower, path, rest, fast)
         if _agrees(found, pixels):

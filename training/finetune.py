@@ -1,6 +1,6 @@
 """Fine-tuning that keeps what the model could: a guard on other data, and mixing with the start."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,4 +51,14 @@ def no_epoch_holds(guard: Guard, top1: float) -> GateFailed:
         f"after the first epoch the zero-shot accuracy on --guard fell from {guard.start:.1%} to "
         f"{top1:.1%}, more than --guard-drop {guard.drop:g} allows; nothing was written. Try a "
         "smaller --lr, --lock-text, or --wise-ft 0.5"
+    )
+
+
+def mixture_fails(guard: Guard, top1: float, points: Sequence[Figures]) -> GateFailed:
+    """The error of a mixture that loses too much; it names the largest alpha that does not."""
+    held = [point["alpha"] for point in points if guard.holds(point["guard_top1"])]
+    way_out = f"--wise-ft {max(held):g} would hold" if held else "no alpha holds"
+    return GateFailed(
+        f"the mixture's zero-shot accuracy on --guard is {top1:.1%}, the start's {guard.start:.1%}:"
+        f" more than --guard-drop {guard.drop:g} is lost; {way_out}"
     )

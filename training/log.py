@@ -38,32 +38,31 @@ class RunLog:
         self._rewrite()
         self._board = SummaryWriter(str(folder), purge_step=start)
         self._total, self._epochs = total, epochs
-        self._progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
+        self.progress = Progress(
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.description}"),
             console=console,
             transient=True,
         )
-        self._task = self._progress.add_task("", total=total, completed=start, epoch=1, figures="")
+        self._task = self.progress.add_task("training", total=total, completed=start)
         self._last, self._pairs = time.perf_counter(), 0
 
     def __enter__(self) -> "RunLog":
-        self._progress.start()
+        self.progress.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._progress.stop()
+        self.progress.stop()
         self._board.close()
 
     def step(self, number: int, epoch: int, pairs: int, figures: dict[str, float]) -> None:
         """Notes a step (from 1) of `pairs` pairs; every tenth is written down."""
         self._pairs += pairs
         if number % EVERY and number != self._total:
-            self._progress.advance(self._task)
+            self.progress.advance(self._task)
             return
         now = time.perf_counter()
         row = {"step": number, **figures, "images_per_second": self._pairs / (now - self._last)}
@@ -73,9 +72,8 @@ class RunLog:
             csv.writer(stream).writerow(row.values())
         shown = {k: v for k, v in row.items() if k not in ("step", "lr")}
         text = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items())
-        self._progress.update(
-            self._task, completed=number, epoch=f"{epoch + 1}/{self._epochs}", figures=text
-        )
+        where = f"epoch {epoch + 1}/{self._epochs}  {text}"
+        self.progress.update(self._task, completed=number, description=where)
         self._write_board("train", row, number)
 
     def epoch(self, number: int, figures: dict[str, Any]) -> None:
@@ -108,5 +106,13 @@ def _read(file: Path) -> list[dict[str, float]]:
     if not file.is_file():
         return []
     with file.open(newline="", encoding="utf-8") as stream:
-        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(stream)]
-    return [row | {"step": int(row["step"])} for row in rows if len(row) == len(COLUMNS)]
+        return [row for row in map(_row, csv.DictReader(stream)) if row]
+
+
+def _row(cells: dict[str, str]) -> dict[str, float] | None:
+    """A row's numbers; None where a crash has left half a row."""
+    try:
+        row = {name: float(cells[name]) for name in COLUMNS}
+        return row | {"step": int(row["step"])}
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -6,17 +6,17 @@ that the mean over equal ranks of these losses is the loss of the whole batch in
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .options import Mining
+
 MAX_SCALE = 100.0
 # The root's derivative is infinite where a negative coincides with its image: below, it is cut.
 _MIN_SQUARED_DISTANCE = 1e-6
-
-Mining = Literal["hardest", "semi-hard"]
 
 
 class Contrast(NamedTuple):

@@ -60,7 +60,9 @@ def create(name: str, pretrained: str | None = None, seed: int = 0) -> ClipModel
     path = Path(name).expanduser()
     if path.is_dir():
         if pretrained:
-            raise DataError(f"{name} is a checkpoint folder, so --pretrained does not go with it")
+            raise DataError(
+                f"{name} is a checkpoint folder: no other weights ({pretrained}) with it"
+            )
         return _from_folder(path)
     if (PRESETS / f"{name}.json").is_file():
         path = PRESETS / f"{name}.json"
@@ -81,13 +83,13 @@ def _from_folder(folder: Path) -> ClipModel:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
     except Exception as error:  # any field of the config, any tensor of the weights
         raise DataError(f"the checkpoint {folder} does not load: {error}") from error
-    name, templates = _recorded(folder)
+    name, templates = recorded(folder)
     return ClipModel(model, name, config, spec, "checkpoint", folder, templates=templates)
 
 
-def _recorded(folder: Path) -> tuple[str, tuple[str, ...]]:
-    """The name of the architecture and the templates, where our own training wrote them down;
-    else the folder's name and the usual template."""
+def recorded(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """The name of a checkpoint's architecture and its templates, where our own training wrote them
+    down; else the folder's name and the usual template."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         return str(record["model"]), check_templates(record["options"]["templates"])

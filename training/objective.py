@@ -23,6 +23,7 @@ from .model import ClipModel
 from .options import TrainOptions
 from .towers import Embeddings
 
+MARGIN, DISTANCE = 0.2, 1.2  # of the triplet loss in cosine, of the margin loss in 0 to 2
 Gather = Callable[[Tensor], Tensor]
 """The same rows of every device, one after the other, with their gradients."""
 
@@ -57,6 +58,8 @@ class Objective(nn.Module):
                 f"--loss siglip needs a model with a bias, which {clip.name} has not: choose a "
                 'SigLIP model, or put "init_logit_bias": -10 into its config'
             )
+        if has_bias:
+            clip.model.logit_bias.requires_grad_(self.name == "siglip")  # no other loss has a use
         width, length = int(clip.config["embed_dim"]), options.queue if self.momentum else 0
         self.register_buffer("image", torch.zeros(length, width))
         self.register_buffer("text", torch.zeros(length, width))
@@ -67,11 +70,6 @@ class Objective(nn.Module):
     def momentum(self) -> bool:
         """Whether the loss needs the embeddings of a momentum encoder."""
         return self.name == "itc"
-
-    @property
-    def uses_scale(self) -> bool:
-        """Whether the temperature is learned."""
-        return self.name in ("clip", "siglip", "itc")
 
     def forward(self, out: Embeddings, batch: Batch, slow: Embeddings | None = None) -> Tensor:
         """The loss of this device's share of the batch; the mean over the devices is that of the
@@ -101,10 +99,12 @@ class Objective(nn.Module):
             assert slow is not None
             return itc_loss(c, slow.image, slow.text, out.scale, options.alpha)
         if self.name == "triplet":
-            return triplet_loss(c, options.margin, options.mining)
-        if self.name == "margin":
-            return margin_loss(c, options.margin)
-        return clip_loss(c, out.scale)
+            loss = triplet_loss(c, options.margin or MARGIN, options.mining)
+        elif self.name == "margin":
+            loss = margin_loss(c, options.margin or DISTANCE)
+        else:
+            return clip_loss(c, out.scale)
+        return loss + _of_scale_alone(c, out.scale)
 
     def _pool(self, out: Embeddings, batch: Batch) -> Pool:
         everybody = Pool(
@@ -128,6 +128,13 @@ class Objective(nn.Module):
         for name, rows in zip(Pool._fields, pool, strict=True):
             queue = getattr(self, name)
             queue.copy_(torch.cat([rows[:fresh].detach(), queue])[:length])
+
+
+def _of_scale_alone(c: Contrast, scale: Tensor) -> Tensor:
+    """Zero, with the gradient of CLIP's loss at the temperature: what has no use for one learns it
+    all the same, or scores would mean nothing."""
+    loss = clip_loss(Contrast(*(rows.detach() for rows in c)), scale)
+    return loss - loss.detach()
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -14,6 +14,8 @@ from runtime.prompts import DEFAULT_TEMPLATES, check_templates
 
 Precision = Literal["fp32", "bf16", "fp16"]
 LossName = Literal["auto", "clip", "siglip", "itc", "triplet", "margin"]
+Mining = Literal["hardest", "semi-hard"]
+Strategy = Literal["ddp", "fsdp"]
 DATA, MODEL, LOSS, STEPS, TUNING, RUN = (
     "Data",
     "Model",
@@ -22,8 +24,12 @@ DATA, MODEL, LOSS, STEPS, TUNING, RUN = (
     "Fine-tuning",
     "The run",
 )
+_LEAST = {
+    "epochs": 1, "workers": 0, "epoch_size": 2, "captions": 1, "unlock_image": 0, "unlock_text": 0,
+    "views": 1, "queue": 0, "micro_batch": 0, "checkpoint_every": 1, "devices": 1, "nodes": 1,
+}  # fmt: skip
 # What may differ between a run and its continuation by --resume.
-FREE_ON_RESUME = ("out", "force", "resume", "workers", "checkpoint_every", "cache")
+FREE_ON_RESUME = ("force", "resume", "workers", "checkpoint_every", "cache")
 
 
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
@@ -47,18 +53,29 @@ class TrainOptions:
     out: Annotated[Path, typer.Argument(help="Checkpoint folder to write.")]
 
     mix: Annotated[
-        tuple[str, ...], _option(DATA, "SOURCE=WEIGHT: further data; DATA's weight is 1.")
+        tuple[str, ...],
+        _option(
+            DATA,
+            "SOURCE=WEIGHT: further data. Pairs are drawn by weight, whatever the sizes; DATA's "
+            "is 1.",
+        ),
     ] = ()
     val: Annotated[Path | None, _option(DATA, "Validation data, a table or a folder.")] = None
     templates: Annotated[
-        tuple[str, ...], _option(DATA, "Text with {}, or a file; repeatable.", "--template")
-    ] = DEFAULT_TEMPLATES
+        tuple[str, ...],
+        _option(
+            DATA,
+            "Text with {}, or a file of them; repeatable (default: the model's own, else "
+            f"{DEFAULT_TEMPLATES[0]!r}).",
+            "--template",
+        ),
+    ] = ()
     cache: Annotated[
         Path | None, _option(DATA, "Folder that keeps resized pictures: decode once.")
     ] = None
-    workers: Annotated[int, _option(DATA, "Processes that decode pictures.", min=0)] = 2
+    workers: Annotated[int, _option(DATA, "Processes that decode pictures.")] = 2
     epoch_size: Annotated[
-        int | None, _option(DATA, "Pairs an epoch, for shards (default: all of them).", min=2)
+        int | None, _option(DATA, "Pairs an epoch, for shards (default: all of them).")
     ] = None
     resampled: Annotated[
         bool, _option(DATA, "Draw shards with replacement instead of each once an epoch.")
@@ -74,7 +91,7 @@ class TrainOptions:
     jitter: Annotated[float, _option(DATA, "Random brightness, contrast, saturation: 0 to 1.")] = (
         0.0
     )
-    captions: Annotated[int, _option(DATA, "Captions of a picture in each step.", min=1)] = 1
+    captions: Annotated[int, _option(DATA, "Captions of a picture in each step.")] = 1
     token_drop: Annotated[float, _option(DATA, "Share of caption tokens left out at random.")] = 0.0
 
     model: Annotated[
@@ -91,7 +108,7 @@ class TrainOptions:
     ] = None
     lock_image: Annotated[bool, _option(MODEL, "Keep the image tower as it is.")] = False
     unlock_image: Annotated[
-        int, _option(MODEL, "With --lock-image: train its last N groups of layers.", min=0)
+        int, _option(MODEL, "With --lock-image: train its last N groups of layers.")
     ] = 0
     lock_text: Annotated[
         bool | None,
@@ -102,25 +119,25 @@ class TrainOptions:
         ),
     ] = None
     unlock_text: Annotated[
-        int, _option(MODEL, "With --lock-text: train its last N groups of layers.", min=0)
+        int, _option(MODEL, "With --lock-text: train its last N groups of layers.")
     ] = 0
     freeze_bn: Annotated[
         bool, _option(MODEL, "Keep the statistics of batch normalisation as they are.")
     ] = False
     views: Annotated[
         int,
-        _option(MODEL, "Augmented views of a picture whose locked features are cached.", min=1),
+        _option(MODEL, "Augmented views of a picture whose locked features are cached."),
     ] = 1
 
     loss: Annotated[LossName, _option(LOSS, "auto: siglip for models with a bias, else clip.")] = (
         "auto"
     )
-    margin: Annotated[float, _option(LOSS, "Of triplet and margin, in cosine.")] = 0.2
-    mining: Annotated[
-        Literal["hardest", "semi-hard"], _option(LOSS, "Negatives of the triplet loss.")
-    ] = "hardest"
+    margin: Annotated[
+        float | None, _option(LOSS, "Of triplet: in cosine (0.2); of margin: a distance (1.2).")
+    ] = None
+    mining: Annotated[Mining, _option(LOSS, "Negatives of the triplet loss.")] = "hardest"
     alpha: Annotated[float, _option(LOSS, "Share of itc's soft targets.")] = 0.4
-    queue: Annotated[int, _option(LOSS, "Length of itc's feature queue.", min=0)] = 4096
+    queue: Annotated[int, _option(LOSS, "Length of itc's feature queue.")] = 4096
     momentum: Annotated[float, _option(LOSS, "Of itc's momentum encoders.")] = 0.995
     label_weight: Annotated[
         float, _option(LOSS, "Weight of a classification of the labels beside the contrast.")
@@ -129,7 +146,7 @@ class TrainOptions:
     epochs: Annotated[int, _option(STEPS, "Passes over the data.")] = 10
     batch_size: Annotated[int, _option(STEPS, "Pictures a step, over all devices.")] = 128
     micro_batch: Annotated[
-        int, _option(STEPS, "Pictures at a time on a device; the step stays exact (0: all).", min=0)
+        int, _option(STEPS, "Pictures at a time on a device; the step stays exact (0: all).")
     ] = 0
     lr: Annotated[float, _option(STEPS, "Largest learning rate.")] = 5e-4
     image_lr: Annotated[float, _option(STEPS, "Factor on it for the image tower.")] = 1.0
@@ -159,17 +176,13 @@ class TrainOptions:
     ] = None
 
     seed: Annotated[int, _option(RUN, "Seed of weights, order and captions.")] = 0
-    checkpoint_every: Annotated[
-        int, _option(RUN, "Steps between states to resume from.", min=1)
-    ] = 500
+    checkpoint_every: Annotated[int, _option(RUN, "Steps between states to resume from.")] = 500
     resume: Annotated[
         bool, _option(RUN, "Go on from OUT.run/last.ckpt, as if nothing had happened.", "--resume")
     ] = False
-    devices: Annotated[int, _option(RUN, "GPUs (or processes) on this machine.", min=1)] = 1
-    nodes: Annotated[int, _option(RUN, "Machines, started by torchrun.", min=1)] = 1
-    strategy: Annotated[
-        Literal["ddp", "fsdp"], _option(RUN, "How several devices share the work.")
-    ] = "ddp"
+    devices: Annotated[int, _option(RUN, "GPUs (or processes) on this machine.")] = 1
+    nodes: Annotated[int, _option(RUN, "Machines, started by torchrun.")] = 1
+    strategy: Annotated[Strategy, _option(RUN, "How several devices share the work.")] = "ddp"
     force: Annotated[bool, _option(RUN, "Replace the output if it exists.", "--force")] = False
 
     def __post_init__(self) -> None:
@@ -179,12 +192,28 @@ class TrainOptions:
                 object.__setattr__(self, field.name, value.expanduser())
         object.__setattr__(self, "data", str(self.data))
         object.__setattr__(self, "out", Path(self.out).expanduser())
-        check_templates(self.templates)
+        if self.templates:
+            check_templates(self.templates)
+        self._check_choices()
         self._check_ranges()
         self._check_combinations()
 
+    def _check_choices(self) -> None:
+        for name, choices in (
+            ("precision", Precision), ("loss", LossName), ("mining", Mining), ("strategy", Strategy)
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value not in get_args(choices):
+                raise DataError(f"--{name} is {' or '.join(get_args(choices))}, not {value!r}")
+
     def _check_ranges(self) -> None:
-        for name in ("epochs", "lr", "image_lr", "layer_decay", "grad_clip", "crop"):
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DataError(f"{_flag(name)} must be at least {least}, it is {value}")
+        if self.margin is not None and not (math.isfinite(self.margin) and self.margin > 0):
+            raise DataError(f"--margin must be greater than 0, it is {self.margin}")
+        for name in ("lr", "image_lr", "layer_decay", "grad_clip", "crop"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise DataError(f"{_flag(name)} must be greater than 0, it is {value}")
@@ -204,12 +233,6 @@ class TrainOptions:
             raise DataError(f"--label-weight must not be negative, it is {self.label_weight}")
 
     def _check_combinations(self) -> None:
-        for name, choices in (("precision", Precision), ("loss", LossName)):
-            value, known = getattr(self, name), choices.__args__  # type: ignore[attr-defined]
-            if value not in known:
-                raise DataError(f"--{name} is {' or '.join(known)}, not {value!r}")
-        if self.captions < 1:
-            raise DataError(f"--captions must be at least 1, it is {self.captions}")
         if self.batch_size < 2:
             raise DataError("--batch-size must be at least 2: a contrast needs two pairs")
         if self.batch_size % (self.devices * self.nodes):
@@ -219,10 +242,12 @@ class TrainOptions:
             )
         if self.unlock_image and not self.lock_image:
             raise DataError("--unlock-image goes with --lock-image: without it all is trained")
-        if self.unlock_text and self.lock_text is False:
-            raise DataError("--unlock-text goes with --lock-text, not with --no-lock-text")
+        if self.unlock_text and not self.lock_text:
+            raise DataError("--unlock-text goes with --lock-text: without it all is trained")
         if self.strategy == "fsdp" and (self.ema or self.loss == "itc"):
             raise DataError("--strategy fsdp goes neither with --ema nor with --loss itc: use ddp")
+        if self.strategy == "fsdp" and self.precision == "fp16":
+            raise DataError("--strategy fsdp goes with --precision fp32 or bf16")
         if self.views > 1 and not self.lock_image:
             raise DataError("--views are of a locked image tower's features: add --lock-image")
 

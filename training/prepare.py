@@ -1,11 +1,14 @@
 """From options to what a run works on: the model, what of it is locked, and the pairs."""
 
 import hashlib
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
@@ -46,7 +49,7 @@ class Material:
     """What training.json says of each source."""
 
 
-def prepare(options: TrainOptions, world: int, console: Console) -> Material:
+def prepare(options: TrainOptions, fabric: Fabric, console: Console) -> Material:
     """Opens the data, makes the model, locks what is to be locked and computes its features.
 
     Raises DataError for what does not work, before anything is trained.
@@ -58,17 +61,20 @@ def prepare(options: TrainOptions, world: int, console: Console) -> Material:
         sources = open_sources(options, progress)
         for source in sources:
             _announce(source, options.max_bad, console)
-        _lock(clip, options, sources)
+        _lock(clip, options, sources, console)
         if options.grad_checkpointing:
             clip.model.set_grad_checkpointing(True)
+        if options.strategy != "fsdp":  # which shards a model that may be too large for one device
+            clip.model.to(fabric.device)
         where = _cut(clip, options, sources, console)
         maker = _maker(options, clip, tokenizer, where)
         fixed = _text_is_locked(clip, sources)
         opened = [_rows(s, clip, maker, where, fixed, options, progress) for s in sources]
     classes = _classes(options, opened)
+    torch.manual_seed(options.seed)  # of the classifier's first weights
     towers = Towers(clip, where.rest if where else None, classes)
     kept = [_kept(s, o) for s, o in zip(sources, opened, strict=True)]
-    plan = make_plan(kept, options, world)
+    plan = make_plan(kept, options, fabric.world_size)
     return Material(
         clip,
         towers,
@@ -92,7 +98,9 @@ def _announce(source: Source, max_bad: float, console: Console) -> None:
         console.print(f"[yellow]left out: {in_words(data.bad)}[/]")
 
 
-def _lock(clip: ClipModel, options: TrainOptions, sources: Sequence[Source]) -> None:
+def _lock(
+    clip: ClipModel, options: TrainOptions, sources: Sequence[Source], console: Console
+) -> None:
     """Locks what the options say; the text tower also where labels would wear it out: with a few
     class names for captions it would forget all other words."""
     if options.lock_image:
@@ -102,6 +110,10 @@ def _lock(clip: ClipModel, options: TrainOptions, sources: Sequence[Source]) -> 
     trained = not {name for group in text for name in group} <= clip.fresh
     if options.lock_text or (options.lock_text is None and labels and trained):
         lock(clip, text, options.unlock_text, "--lock-text")
+        if options.lock_text is None:
+            console.print("labels: the text tower stays as it is (--no-lock-text trains it)")
+    if not any(p.requires_grad for n, p in clip.model.named_parameters() if "logit" not in n):
+        raise DataError("both towers are locked: nothing is left to train")
 
 
 def _maker(
@@ -111,8 +123,15 @@ def _maker(
         clip.image, options.crop, options.flip, options.rotate, options.jitter
     )
     if where and options.views == 1:  # one cached view is the picture as the runtime sees it
+        if options.flip or options.rotate or options.jitter:
+            raise DataError(
+                "--flip, --rotate and --jitter of a locked image tower need --views 2 or more: so "
+                "many changed views of each picture are kept"
+            )
         augmentation = Augmentation(clip.image)
-    cache = FrameCache(options.cache / "pictures") if options.cache else None
+    # The database does not work over a network: each machine has its own.
+    name = f"pictures-{platform.node()}" if options.nodes > 1 else "pictures"
+    cache = FrameCache(options.cache / name) if options.cache else None
     return Maker(
         PictureReader(augmentation, cache), tokenizer, options.captions, options.token_drop
     )

@@ -1,30 +1,40 @@
 """What a run reaches, epoch by epoch: figures, the checkpoint folder, and its report."""
 
 import importlib.metadata
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from rich.progress import Progress
 from torch import Tensor
 
-from calibration.embed import embed_pictures
-from calibration.evaluation import Evaluation, evaluate
-from calibration.pairs import Bad, Pairs, check_bad, count, read_pairs
+from calibration.evaluation import Evaluation
+from calibration.pairs import Bad, Pairs, count
 from calibration.report import write_report
 from calibration.sections import Report
 from runtime.errors import DataError
 from runtime.folders import new_folder
 
-from .evaluate import head, image_encoder, text_encoder
-from .finetune import Figures, Guard, curve, mix, no_epoch_holds
-from .model import CONFIG, WEIGHTS, ClipModel, save
+from .finetune import Figures, Guard, curve, mix, mixture_fails, no_epoch_holds
+from .heldout import HeldOut
+from .model import CONFIG, RECORD, WEIGHTS, ClipModel, save
 from .options import TrainOptions
 from .prepare import Material, describe
 
 REPORT = "report"
+ENDED = "ended"
 _PACKAGES = ("edgeclip", "torch", "open_clip_torch", "timm", "lightning-fabric", "numpy")
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether a checkpoint folder is of a run that came to its end."""
+    try:
+        return bool(json.loads((folder / RECORD).read_text(encoding="utf-8")).get(ENDED))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 class Results:
@@ -35,11 +45,17 @@ class Results:
 
     def __init__(self, options: TrainOptions, material: Material, shown: ClipModel) -> None:
         self.options, self._material, self.shown = options, material, shown
-        self._val = _read(options.val, options)
-        self._guarded = _read(options.guard, options)
-        if self._guarded and self._guarded.targets is None:
+        self.progress = Progress(disable=True)
+        self._val = HeldOut(options.val, options, shown.image) if options.val else None
+        self._guarded = HeldOut(options.guard, options, shown.image) if options.guard else None
+        if self._guarded and self._guarded.pairs.targets is None:
             raise DataError(f"--guard {options.guard} has captions: it takes labels")
-        self._start = {k: v.detach().clone() for k, v in shown.model.state_dict().items()}
+        if options.wise_ft is not None and len(shown.fresh) == len(list(shown.model.parameters())):
+            raise DataError("--wise-ft mixes with the start: give the model one by --init")
+        self._start: dict[str, Tensor] = {}
+        if options.wise_ft is not None:
+            self._start = {k: v.cpu().clone() for k, v in shown.model.state_dict().items()}
+        self._replaces = options.force or options.resume
         self._guard: Guard | None = None
         self.record = self._new_record()
         self.bad: dict[str, Bad] = {}
@@ -49,7 +65,7 @@ class Results:
     def begin(self) -> None:
         """Measures the start on the guard's data, if there is a guard."""
         if self._guarded and "guard_start" not in self.record:
-            self.record["guard_start"] = self._evaluate(self._guarded).figures["top1"]
+            self.record["guard_start"] = self._guard_top1()
         if self._guarded:
             self._guard = Guard(self.record["guard_start"], self.options.guard_drop)
 
@@ -61,8 +77,8 @@ class Results:
     def epoch(self, weights: Mapping[str, Tensor], figures: dict[str, Any]) -> bool:
         """Evaluates an epoch's weights and writes the checkpoint; `figures` go into the record.
 
-        Returns False where the guard does not hold, and goes back to the epoch before; raises
-        GateFailed where there is none.
+        Returns False where the guard does not hold, and goes back to the epoch before. Where there
+        is none it raises GateFailed; with --wise-ft the mixture decides.
         """
         self.shown.model.load_state_dict(weights)
         figures |= self._figures()
@@ -76,14 +92,14 @@ class Results:
                 raise no_epoch_holds(self._guard, figures["guard_top1"])
             self.record["stopped_by_guard"] = True
             return False
-        with new_folder(self.options.out, CONFIG, self.options.force or not first) as folder:
+        with new_folder(self.options.out, CONFIG, self._replaces or not first) as folder:
             self._save(folder)
         return True
 
     def finish(self, steps: Sequence[Mapping[str, float]]) -> None:
         """Mixes with the start, if asked, and writes the last checkpoint with its report."""
         points = self._mixed() if self.options.wise_ft is not None else []
-        self.record["bad"] = count(tuple(self.bad.values()))
+        self.record |= {"bad": count(self._all_bad()), ENDED: True}
         with new_folder(self.options.out, CONFIG, True) as folder:
             self._save(folder)
             (folder / REPORT).mkdir()
@@ -102,6 +118,8 @@ class Results:
         assert alpha is not None
         self.record["wise_ft"] = {"alpha": alpha, "curve": points}
         self.shown.model.load_state_dict(mix(self._start, trained, alpha))
+        if self._guard and not self._guard.holds(top1 := self._guard_top1()):
+            raise mixture_fails(self._guard, top1, points)
         return points
 
     def _figures(self) -> Figures:
@@ -109,15 +127,20 @@ class Results:
         if self._val:
             figures |= self._evaluate(self._val).figures
         if self._guarded:
-            figures["guard_top1"] = self._evaluate(self._guarded).figures["top1"]
+            figures["guard_top1"] = self._guard_top1()
         return figures
 
-    def _evaluate(self, pairs: Pairs) -> Evaluation:
-        options, clip = self.options, self.shown
-        kept, images = embed_pictures(pairs, clip.image, image_encoder(clip))
-        check_bad(kept.bad, len(pairs) + len(pairs.bad), options.max_bad, options.val)
-        texts = text_encoder(clip, self._material.tokenizer)
-        return evaluate(kept, images, texts, head(clip), options.templates)
+    def _guard_top1(self) -> float:
+        assert self._guarded
+        return self._evaluate(self._guarded).figures["top1"]
+
+    def _evaluate(self, data: HeldOut) -> Evaluation:
+        return data.evaluate(self.shown, self._material.tokenizer, self.progress)
+
+    def _all_bad(self) -> tuple[Bad, ...]:
+        """What could not be used, in training and to measure it."""
+        held_out = [bad for data in (self._val, self._guarded) if data for bad in data.bad]
+        return (*self.bad.values(), *held_out)
 
     def _save(self, folder: Path) -> None:
         save(self.shown, folder, self.record)
@@ -132,14 +155,27 @@ class Results:
                 "model": self.shown.name,
                 "start": self.shown.source,
                 "data": ", ".join([options.data, *options.mix]),
+                "weights": self._weights(),
                 "evaluated on": str(options.val or "nothing: there was no --val"),
             },
             evaluation=self._evaluate(self._val) if self._val else None,
             history=self.record["epochs"],
             steps=steps,
             wise_ft=points,
-            bad=tuple(self.bad.values()),
+            bad=self._all_bad(),
         )
+
+    def _weights(self) -> str:
+        """Which weights the checkpoint has, in words."""
+        ended = bool(self.record.get("stopped_by_guard"))
+        words = f"of epoch {len(self.record['epochs']) - ended}"
+        if ended:
+            words += f"; the next one lost more than --guard-drop {self.options.guard_drop:g}"
+        if self.options.ema:
+            words += "; averaged (--ema)"
+        if self.options.wise_ft is not None:
+            words += f"; mixed with the start, alpha {self.options.wise_ft:g}"
+        return words
 
     def _new_record(self) -> dict[str, Any]:
         return {
@@ -147,7 +183,7 @@ class Results:
             "options": self.options.describe(),
             "start": self.shown.source,
             "data": self._material.data,
-            "val": None if self._val is None else describe(str(self.options.val), self._val),
+            "val": None if self._val is None else describe(str(self.options.val), self._val.pairs),
             "versions": {name: _version(name) for name in _PACKAGES},
             "python": platform.python_version(),
             "seconds": 0.0,
@@ -156,14 +192,6 @@ class Results:
 
 
 _NONE = Pairs((), (), ())
-
-
-def _read(source: Path | None, options: TrainOptions) -> Pairs | None:
-    if source is None:
-        return None
-    pairs = read_pairs(source, options.templates)
-    check_bad(pairs.bad, len(pairs) + len(pairs.bad), options.max_bad, source)
-    return pairs
 
 
 def _version(name: str) -> str:

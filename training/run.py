@@ -49,8 +49,6 @@ class Run:
         self.number, self.total = 0, total
         self._warmup = max(1, round(total * options.warmup))
         self.objective = Objective(options, clip, most, gather).to(fabric.device)
-        if not self.objective.uses_scale:
-            clip.model.logit_scale.requires_grad_(False)
         self.ema = Average(towers, options.ema).to(fabric.device) if options.ema else None
         self.slow = None
         if self.objective.momentum:
@@ -111,14 +109,17 @@ class Run:
         }
 
     def _check_finite(self, loss: float, norm: Any, batch: Batch) -> None:
-        """fp16's scaler skips steps whose gradient overflows by itself: there the loss decides."""
-        scaled = self.options.precision == "fp16"
-        if math.isfinite(loss) and (scaled or math.isfinite(float(norm))):
+        """Where fp16's gradient overflows its scaler leaves the step out, and scales down: there it
+        is a fault when nothing is left to scale down."""
+        scaler = getattr(self.fabric._precision, "scaler", None)
+        sound = math.isfinite(float(norm)) if scaler is None else scaler.get_scale() >= 1
+        if math.isfinite(loss) and sound:
             return
-        what = f"the loss became {loss}" if not math.isfinite(loss) else f"the gradient is {norm}"
+        what = "the gradient is not finite" if math.isfinite(loss) else f"the loss became {loss}"
         names = ", ".join(batch.names[:_NAMED])
         more = f" and {len(batch.names) - _NAMED} more" if len(batch.names) > _NAMED else ""
         everyone = self.options.run / f"batch-{self.fabric.global_rank}.txt"
+        everyone.parent.mkdir(parents=True, exist_ok=True)
         everyone.write_text("\n".join(batch.names) + "\n", encoding="utf-8")
         raise DataError(
             f"{what} at step {self.number + 1}, on the batch of {names}{more} (all of them in "

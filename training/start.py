@@ -13,11 +13,21 @@ from torch import Tensor
 
 from runtime.errors import DataError
 from runtime.manifest import ImageSpec
+from runtime.prompts import DEFAULT_TEMPLATES
 
-from .model import CONFIG, WEIGHTS, ClipModel, create
+from .model import CONFIG, WEIGHTS, ClipModel, create, recorded
 from .options import TrainOptions
 
 _EXAMPLES = 4
+
+
+def settled(options: TrainOptions) -> TrainOptions:
+    """`options` with templates: where none are given, those of the checkpoint that it starts from,
+    else the usual one."""
+    starts = (Path(s).expanduser() for s in (options.model, options.init) if s)
+    folder = next((s for s in starts if s.is_dir()), None)
+    usual = recorded(folder)[1] if folder else DEFAULT_TEMPLATES
+    return dataclasses.replace(options, templates=options.templates or usual)
 
 
 def make_model(options: TrainOptions) -> ClipModel:

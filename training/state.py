@@ -41,10 +41,8 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Reads `folder/last.ckpt`. Raises DataError where there is none, or it is damaged."""
+    """Reads `folder/last.ckpt`. Raises DataError where it is damaged."""
     file = folder / NAME
-    if not file.is_file():
-        raise DataError(f"--resume: there is no {file}; start without --resume")
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's, zipfile's and pickle's errors share no base

@@ -5,26 +5,29 @@ import copy
 import dataclasses
 import json
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 
-from calibration.pairs import check_bad
+from calibration.pairs import Bad, check_bad
 from runtime.errors import DataError
 from runtime.folders import check_target
 
 from .batches import Batch, PairBatches, loader
-from .devices import make_fabric
+from .devices import First, gather_objects, make_fabric
 from .interrupts import Interrupts
 from .log import RunLog
 from .model import CONFIG
 from .options import FREE_ON_RESUME, TrainOptions
 from .prepare import prepare
-from .results import Results
+from .results import Results, has_ended
+from .rows import TableRows
 from .run import Run
 from .shards import Shards
+from .start import settled
 from .state import NAME, load_state, save_state
 
 
@@ -35,17 +38,32 @@ def train(options: TrainOptions, quiet: bool = False) -> dict[str, Any]:
     when it is interrupted, the run leaves its state in `options.run`, to go on by `resume`.
     Raises DataError for data or options that do not work, GateFailed where the guard fails.
     """
-    check_target(options.out, CONFIG, options.force or options.resume)
-    state = load_state(options.run) if options.resume else None
-    if not (options.resume or options.force) and (options.run / NAME).is_file():
+    options = settled(options)
+    state = _state(options)
+    fabric = make_fabric(options)
+    console = Console(stderr=True, quiet=quiet or not fabric.is_global_zero)
+    if options.resume and not state:
+        console.print(f"there is no state in {options.run} yet: the run begins")
+    with torch.random.fork_rng(devices=[]):
+        return _Training(options, fabric, console, state).fit()
+
+
+def _state(options: TrainOptions) -> dict[str, Any] | None:
+    """The state to go on from; None where the run is to begin. Raises DataError where it is not
+    clear which."""
+    unfinished = (options.run / NAME).is_file()
+    if unfinished and options.resume:
+        return load_state(options.run)
+    if unfinished and not options.force:
         raise DataError(
             f"{options.run} holds a run that did not end: go on with it by --resume, or start "
             "anew by --force"
         )
-    fabric = make_fabric(options)
-    console = Console(stderr=True, quiet=quiet or not fabric.is_global_zero)
-    with torch.random.fork_rng(devices=[]):
-        return _Training(options, fabric, console, state).fit()
+    if options.resume and not options.force and has_ended(options.out):
+        raise DataError(f"--resume: the run of {options.out} has ended; --force trains anew")
+    going_on = options.resume and options.run.is_dir()
+    check_target(options.out, CONFIG, options.force or going_on)
+    return None
 
 
 class _Training:
@@ -59,8 +77,9 @@ class _Training:
         state: dict[str, Any] | None,
     ) -> None:
         self.options, self.fabric, self.console = options, fabric, console
-        with fabric.rank_zero_first():  # which computes what the others then find on the disk
-            material = prepare(options, fabric.world_size, console)
+        self.first = First(fabric)  # it computes what the others then find on the disk
+        made = self.first(lambda: prepare(options, fabric, console))
+        material = made or prepare(options, fabric, console)
         self.plan, clip = material.plan, material.clip
         sharded = options.strategy == "fsdp" and fabric.world_size > 1
         whole = copy.deepcopy(clip.model) if sharded else clip.model
@@ -74,9 +93,12 @@ class _Training:
         )
         total = self.plan.batches * options.epochs
         self.run = Run(fabric, clip, material.towers, options, total, self.batches.most)
+        if sharded and fabric.is_global_zero:
+            whole.to(fabric.device)  # to be evaluated there
         if self.run.ema:
             whole = self.run.ema.module.model
         self.results = Results(options, material, dataclasses.replace(clip, model=whole))
+        self._items = sum(map(_size, material.sources)) + len(self.results.bad)
         self._losses: list[float] = []
         self._began = time.perf_counter()
         if state:
@@ -84,19 +106,21 @@ class _Training:
 
     def fit(self) -> dict[str, Any]:
         """Trains to the end, and writes the report."""
-        record = self.results.record
+        self.first(self.results.begin)
         with contextlib.ExitStack() as stack:
             log = None
             if self.fabric.is_global_zero:
-                self.results.begin()
                 log = stack.enter_context(self._log())
+                self.results.progress = log.progress
             self._steps(log)
-        if log:
-            record["seconds"] += round(time.perf_counter() - self._began, 1)
-            self.results.finish(log.rows)
-            (self.options.run / NAME).unlink(missing_ok=True)
-        self.fabric.barrier()
-        return record
+            self.first(lambda: self._finish(log))
+        return self.results.record
+
+    def _finish(self, log: RunLog | None) -> None:
+        assert log
+        self.results.record["seconds"] += round(time.perf_counter() - self._began, 1)
+        self.results.finish(log.rows)
+        (self.options.run / NAME).unlink(missing_ok=True)
 
     def _log(self) -> RunLog:
         run, options = self.run, self.options
@@ -122,34 +146,46 @@ class _Training:
 
     def _step(self, batch: Batch, log: RunLog | None) -> None:
         if batch.bad:
-            known = self.results.bad
-            known |= {bad.item: bad for bad in batch.bad}
-            check_bad(tuple(known.values()), self.plan.pairs, self.options.max_bad, "the data")
+            self._note_bad(batch.bad)
         figures = self.run.advance(batch)
         self._losses.append(figures["loss"])
         if log:
             epoch = (self.run.number - 1) // self.plan.batches
             log.step(self.run.number, epoch, self.plan.batch_size, figures)
 
+    def _note_bad(self, items: Iterable[Bad]) -> None:
+        known = self.results.bad
+        known |= {bad.item: bad for bad in items}
+        seen = self.run.number * self.plan.batch_size
+        total = max(self._items, seen)  # shards with --epoch-size hold more than an epoch
+        check_bad(tuple(known.values()), total, self.options.max_bad, self.options.data)
+
+    def _share_bad(self) -> None:
+        """Tells every process what the others could not use: who goes on needs to know it."""
+        for items in gather_objects(tuple(self.results.bad.values())):
+            self._note_bad(items)
+
     def _end_epoch(self, log: RunLog | None) -> bool:
         """Evaluates the epoch and writes its checkpoint; whether the run goes on."""
-        weights, temperature = self.run.weights(), self.run.temperature()
-        go_on = True
+        self._share_bad()
+        weights = self.run.weights()
+        figures: dict[str, Any] = {
+            "epoch": self.run.number // self.plan.batches,
+            "loss": sum(self._losses) / len(self._losses),
+            "logit_scale": 1 / self.run.temperature(),
+        }
+        go_on = self.first(lambda: self.results.epoch(weights, figures))
+        go_on = bool(self.fabric.broadcast(go_on))
         if log:
-            figures: dict[str, Any] = {
-                "epoch": self.run.number // self.plan.batches,
-                "loss": sum(self._losses) / len(self._losses),
-                "logit_scale": 1 / temperature,
-            }
-            go_on = self.results.epoch(weights, figures)
             log.epoch(self.run.number, figures)
+            if not go_on:
+                log.say("--guard: that lost too much of what the start could; the run ends here")
         self._losses.clear()
-        return bool(self.fabric.broadcast(go_on))
+        return go_on
 
     def _save(self) -> None:
+        self._share_bad()
         state = self.run.state()
-        if not self.fabric.is_global_zero:
-            return
         now = time.perf_counter()
         record = self.results.record
         record["seconds"] += round(now - self._began, 1)
@@ -159,7 +195,7 @@ class _Training:
             "bad": [list(bad) for bad in self.results.bad.values()],
             "losses": self._losses,
         }
-        save_state(self.options.run, state | story)
+        self.first(lambda: save_state(self.options.run, state | story))
 
     def _take_up(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken. Raises DataError where the run is another one."""
@@ -176,3 +212,8 @@ class _Training:
         self.run.load_state(state)
         self.results.resume(before, state["bad"])
         self._losses = list(state["losses"])
+        self.results.shown.model.load_state_dict(self.run.weights())
+
+
+def _size(source: TableRows | Shards) -> int:
+    return source.samples if isinstance(source, Shards) else len(source.pairs)
