@@ -1,0 +1,209 @@
+"""Chooses, for every tensor that feeds a layer, the range of its int8 and how to even it out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from .activations import Activation, session_of
+from .histogram import LEVELS, Histogram, thresholds
+from .layers import Layer, by_input_channel, consumers_of, initializers
+from .metrics import Floats
+
+ALPHAS = (0.25, 0.5, 0.75, 1.0)
+WORTH = 0.5  # an extra multiplication in the graph must at least halve the error
+_SMALLEST = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """How one tensor is quantised: clipped at `threshold`, after its channels were divided by
+    `smooth` [C] (by SmoothQuant with `alpha`; None: as they are). `folded` says that the division
+    costs nothing, for it is part of the LayerNormalization that makes the tensor. `error` is the
+    relative squared error that this causes in the outputs of its layers."""
+
+    threshold: float
+    method: str
+    error: float
+    smooth: Floats | None = None
+    alpha: float = 0.0
+    folded: bool = False
+
+    @property
+    def scale(self) -> float:
+        """The step of the int8."""
+        return max(self.threshold, _SMALLEST) / LEVELS
+
+
+def choose_ranges(
+    model: ModelProto,
+    layers: Sequence[Layer],
+    seen: Mapping[str, Activation],
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Range]:
+    """The best range of each layers' input, by trying all on what was kept of the calibration
+    frames: min-max, percentiles, entropy and mean squared error, each with and without SmoothQuant
+    (Xiao et al. 2023, arXiv:2211.10438).
+
+    It is measured where it counts, at the outputs of the layers, their weights quantised as well.
+    onnxruntime.quantization chooses one method for a whole model, from histograms alone.
+    """
+    constants, by_input = initializers(model), _by_input(layers)
+    foldable = foldable_inputs(model, layers)
+    found = {}
+    for tensor, own in by_input.items():
+        weights = [np.asarray(constants[layer.weight], np.float32) for layer in own]
+        trial = _Trial(model, own, weights, seen[tensor])
+        found[tensor] = trial.best(tensor in foldable)
+        advance()
+    return found
+
+
+def _by_input(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+    found: dict[str, list[Layer]] = {}
+    for layer in layers:
+        found.setdefault(layer.input, []).append(layer)
+    return found
+
+
+def foldable_inputs(model: ModelProto, layers: Sequence[Layer]) -> set[str]:
+    """The outputs of LayerNormalization that nothing but Linears takes."""
+    linears = {layer.name for layer in layers if layer.operator != "Conv"}
+    consumers = consumers_of(model)
+    outputs = {o.name for o in model.graph.output}
+    return {
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "LayerNormalization"
+        and node.output[0] not in outputs
+        and all(consumer.name in linears for consumer in consumers.get(node.output[0], []))
+    }
+
+
+def quantized(values: Floats, threshold: float) -> Floats:
+    """The values as symmetric int8 represents them."""
+    step = np.float32(max(threshold, _SMALLEST) / LEVELS)
+    return np.asarray(np.clip(np.rint(values / step), -LEVELS, LEVELS) * step, np.float32)
+
+
+def weight_scales(weight: Floats, axis: int) -> Floats:
+    """The step of each output channel's int8 [C]."""
+    other = tuple(a for a in range(weight.ndim) if a != axis)
+    largest = np.abs(weight).max(axis=other)
+    return np.asarray(np.where(largest > 0, largest, 1) / LEVELS, np.float32)
+
+
+def quantized_weight(weight: Floats, axis: int) -> tuple[NDArray[np.int8], Floats]:
+    """The weight as int8 and its scales [C], by output channel."""
+    scales = weight_scales(weight, axis)
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    levels = np.clip(np.rint(weight / scales.reshape(shape)), -LEVELS, LEVELS)
+    return levels.astype(np.int8), scales
+
+
+class _Trial:
+    """One tensor, the layers that take it, and what was kept of it."""
+
+    def __init__(
+        self, model: ModelProto, layers: Sequence[Layer], weights: list[Floats], seen: Activation
+    ) -> None:
+        self._layers, self._weights, self._seen = layers, weights, seen
+        nodes = {node.name: node for node in model.graph.node}
+        self._run = [_alone(nodes[layer.name]) for layer in layers]
+        self._sample = seen.sample
+        pairs = zip(self._run, weights, strict=True)
+        self._expected = [run(self._sample, weight) for run, weight in pairs]
+
+    def best(self, foldable: bool) -> Range:
+        plain = self._thresholds(None, 0.0, False)
+        if any(layer.in_axis is None for layer in self._layers):
+            return plain  # grouped: its weights are of each channel by itself
+        smooth = min(
+            (self._thresholds(self._factors(a), a, foldable) for a in ALPHAS),
+            key=lambda found: found.error,
+        )
+        return smooth if smooth.error < plain.error * (1 if foldable else WORTH) else plain
+
+    def _factors(self, alpha: float) -> Floats:
+        """SmoothQuant's equation 4: max|X_j|^alpha / max|W_j|^(1 - alpha), scaled to a mean (of the
+        logarithm) of 1."""
+        rows = [_largest_rows(w, x) for w, x in zip(self._weights, self._layers, strict=True)]
+        weights = np.maximum(np.max(rows, axis=0), _SMALLEST)
+        factors = np.maximum(self._seen.channels, _SMALLEST) ** alpha / weights ** (1 - alpha)
+        factors = factors / np.exp(np.log(factors).mean())
+        return np.asarray(np.clip(factors, 1e-4, 1e4), np.float32)
+
+    def _thresholds(self, smooth: Floats | None, alpha: float, foldable: bool) -> Range:
+        sample, histogram = self._sample, self._seen.histogram
+        weights = self._weights
+        if smooth is not None:
+            axis = self._layers[0].channel_axis
+            sample = sample / _along(smooth, sample.ndim, axis)
+            weights = [
+                w * by_input_channel(smooth, layer)
+                for w, layer in zip(weights, self._layers, strict=True)
+            ]
+            histogram = Histogram()
+            histogram.add(sample)
+            histogram.largest = float((self._seen.channels / smooth).max())
+        rounded = [
+            _dequantized(w, layer.out_axis) for w, layer in zip(weights, self._layers, strict=True)
+        ]
+        errors = {
+            name: (self._error(quantized(sample, value), rounded), value)
+            for name, value in thresholds(histogram).items()
+        }
+        method = min(errors, key=lambda name: errors[name][0])
+        error, threshold = errors[method]
+        folded = foldable and smooth is not None
+        return Range(threshold, method, error, smooth, alpha, folded)
+
+    def _error(self, sample: Floats, weights: Sequence[Floats]) -> float:
+        """Mean over the layers of |wrong - right|^2 / |right|^2."""
+        shares = []
+        for run, weight, right in zip(self._run, weights, self._expected, strict=True):
+            wrong = run(sample, weight)
+            shares.append(((wrong - right) ** 2).sum() / max((right**2).sum(), 1e-20))
+        return float(np.mean(shares))
+
+
+def _alone(node: Any) -> Callable[[Floats, Floats], Floats]:
+    """A layer as a function of its input and its weight, without its bias."""
+    own = onnx.NodeProto()
+    own.CopyFrom(node)
+    del own.input[:]
+    own.input.extend(["x", "w"])
+    del own.output[:]
+    own.output.append("y")
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [own],
+        "layer",
+        [value("x", onnx.TensorProto.FLOAT, None), value("w", onnx.TensorProto.FLOAT, None)],
+        [value("y", onnx.TensorProto.FLOAT, None)],
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    session = session_of(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8))
+    return lambda x, w: np.asarray(session.run(None, {"x": x, "w": w})[0])
+
+
+def _largest_rows(weight: Floats, layer: Layer) -> Floats:
+    """The largest magnitude of the weights of each input channel [K]."""
+    other = tuple(a for a in range(weight.ndim) if a != layer.in_axis)
+    return np.asarray(np.abs(weight).max(axis=other))
+
+
+def _along(values: Floats, rank: int, axis: int) -> Floats:
+    shape = [1] * rank
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _dequantized(weight: Floats, axis: int) -> Floats:
+    levels, scales = quantized_weight(weight, axis)
+    return np.asarray(levels * _along(scales, weight.ndim, axis), np.float32)
