@@ -58,6 +58,13 @@ class Judge:
     bank: Floats | None = None
     targets: NDArray[np.int64] | None = None
 
+    def first(self, count: int) -> "Judge":
+        """The same with only the first `count` frames."""
+        targets = None if self.targets is None else self.targets[:count]
+        return Judge(
+            lambda: _first(self.batches(), count), self.reference[:count], self.bank, targets
+        )
+
     def cost(self, encode: Encode) -> Cost:
         """What an encoder costs. A frame whose embedding is not finite counts as cosine -1."""
         return self.compare(np.concatenate([encode(batch) for batch in self.batches()]))
@@ -89,6 +96,14 @@ class Judge:
             drop=drop,
             flipped=tuple(np.flatnonzero(~same).tolist()),
         )
+
+
+def _first(batches: Iterator[NDArray[np.uint8]], count: int) -> Iterator[NDArray[np.uint8]]:
+    for batch in batches:
+        if count <= 0:
+            return
+        yield batch[:count]
+        count -= len(batch)
 
 
 def faults(cost: Cost, limits: Limits) -> list[str]:

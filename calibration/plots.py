@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .contact_sheet import FAINT, INK, PAPER, WRONG
 from .metrics import Bin, Counts, expected_calibration_error
+from .precisions import LayerRow
 from .sections import Row, is_figure, shortened, words
 
 BLUE = "#2f6db3"
@@ -100,6 +101,20 @@ def wise_ft(points: Sequence[Row]) -> Figure:
     names = dict.fromkeys(name for point in points for name in point if name != "alpha")
     shown = [name for name in names if name.removeprefix("guard_") in CURVES]
     _draw_lines(figure.add_subplot(), "alpha", sorted(points, key=lambda p: p["alpha"]), shown)
+    return figure
+
+
+def drift(layers: Sequence[LayerRow]) -> Figure:
+    """How far int8 in each layer alone moves the embeddings, in the order in which they run."""
+    figure = _figure(7.5, 1.4 + 0.19 * len(layers))
+    axes = figure.add_subplot(facecolor=PAPER)
+    colors = [WRONG if row.in_float else BLUE for row in layers]
+    axes.barh(range(len(layers)), [1 - row.cosine for row in layers], color=colors, height=0.72)
+    names = [shortened(row.title, 44) for row in layers]
+    axes.set_yticks(range(len(layers)), names, size=7, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlabel("1 - cosine with fp32, at the worst percentile of the frames; red: in float")
+    _tidy(axes)
     return figure
 
 

@@ -19,7 +19,7 @@ from runtime import manifest
 from runtime.backends import Border
 from runtime.bundle import Bundle, describe
 from runtime.classifier import Classifier
-from runtime.errors import DataError
+from runtime.errors import DataError, GateFailed
 from runtime.folders import check_target, new_folder
 from runtime.manifest import Manifest, Model, Precision
 from runtime.ort import OrtEncoder
@@ -29,6 +29,7 @@ from training.evaluate import head, normalise
 from training.model import ClipModel, create
 from training.text import text_side
 
+from .precisions import CalibrationOptions, make_precisions, write_precisions
 from .report import write_report
 from .to_onnx import write_onnx
 from .towers import ImageEncoder, TextEncoder
@@ -57,6 +58,8 @@ class ExportOptions:
     templates: tuple[str, ...] | None = None
     """What labels are put into (default: the templates that the model was trained with)."""
 
+    precisions: CalibrationOptions = CalibrationOptions()
+
     seed: int = 0
     """Of the random weights, where neither a folder nor a pretrained tag is given."""
     force: bool = False
@@ -71,7 +74,8 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
 
     The files are compared with the PyTorch model before the folder appears. Raises DataError for
     a model that cannot be exported, and GateFailed where the files differ from the model; then
-    there is no bundle.
+    there is no bundle. GateFailed is also raised where a precision costs too much: the bundle is
+    there then, without it (or, if that was asked for, with it marked as rejected).
     """
     console = Console(stderr=True, quiet=quiet)
     check_target(options.bundle, manifest.NAME, options.force)
@@ -100,10 +104,26 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
             files=_files(folder),
         )
         made = msgspec.structs.replace(made, prompts=_write_prompts(options, made, folder))
-        write_report(folder, made, rows)
+        manifest.write(folder, msgspec.structs.replace(made, files=_files(folder)))
+        patterns = probe_frames(clip.image.height, clip.image.width)
+        with make_precisions(
+            options.precisions, Classifier(Bundle(folder)), options.labels, patterns, console
+        ) as others:
+            entries, refused = write_precisions(others, folder, options.precisions.allow_rejected)
+            made = msgspec.structs.replace(made, precisions=made.precisions | entries)
+            write_report(folder, made, rows, others)
         made = msgspec.structs.replace(made, files=_files(folder))
         manifest.write(folder, made)
         made, _ = manifest.read(folder)  # what would be refused later is refused now
+    if others.ranges:
+        others.ranges.unlink(missing_ok=True)
+    if refused:
+        what = "is marked as rejected in" if options.precisions.allow_rejected else "is not in"
+        raise GateFailed(
+            f"{'; '.join(refused)}. It {what} {options.bundle}. More frames, or frames more like "
+            "those of the camera (--calibrate), may help; so do looser limits, or --allow-rejected "
+            "to study the file"
+        )
     return made
 
 

@@ -17,6 +17,7 @@ from runtime.errors import EdgeClipError
 from training.cli import train
 from training.eval_cli import evaluate
 
+COST = "Precisions, and what they may cost"
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -67,13 +68,50 @@ def export(
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json, for models that need their own.")
     ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Frames for int8: a picture, folder, table or video; repeatable.",
+            rich_help_panel=COST,
+        ),
+    ] = None,
+    judge: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Frames to judge precisions on (default: some of --calibrate, set apart).",
+            rich_help_panel=COST,
+        ),
+    ] = None,
+    frames: Annotated[
+        int, typer.Option(min=1, help="Most frames of each.", rich_help_panel=COST)
+    ] = 512,
+    min_cosine: Annotated[
+        float,
+        typer.Option(help="With fp32, at the 1st percentile of frames.", rich_help_panel=COST),
+    ] = 0.99,
+    min_agreement: Annotated[
+        float, typer.Option(help="Share of frames that keep their label.", rich_help_panel=COST)
+    ] = 0.99,
+    max_drop: Annotated[
+        float, typer.Option(help="Points of top-1 that may be lost.", rich_help_panel=COST)
+    ] = 0.5,
+    allow_rejected: Annotated[
+        bool,
+        typer.Option(
+            "--allow-rejected", help="Keep what costs too much, marked.", rich_help_panel=COST
+        ),
+    ] = False,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Write a bundle: ONNX encoders, tokenizer, prompts; proven against the model."""
+    from calibration.gate import Limits
     from runtime.prompts import read_labels, read_templates
 
     from .bundle import ExportOptions, export_bundle
+    from .precisions import CalibrationOptions
+
+    limits = Limits(min_cosine=min_cosine, min_agreement=min_agreement, max_drop=max_drop)
 
     options = ExportOptions(
         checkpoint=checkpoint,
@@ -82,6 +120,13 @@ def export(
         tokenizer=tokenizer,
         labels=None if labels is None else read_labels(labels),
         templates=read_templates(templates) if templates else None,
+        precisions=CalibrationOptions(
+            calibrate=tuple(calibrate or ()),
+            judge=tuple(judge or ()),
+            frames=frames,
+            limits=limits,
+            allow_rejected=allow_rejected,
+        ),
         force=force,
     )
     export_bundle(options, quiet=as_json)

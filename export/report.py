@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -12,27 +13,44 @@ import torch
 from calibration.parity import Parity
 from runtime.manifest import Manifest
 
+from . import precision_report
+from .precisions import Made
 
-def write_report(folder: Path, made: Manifest, rows: Sequence[Parity]) -> None:
-    """Writes `folder/report/report.json` and `report.md`."""
+
+def write_report(folder: Path, made: Manifest, rows: Sequence[Parity], others: Made) -> None:
+    """Writes `folder/report`: report.json, report.md and its pictures."""
     versions = {
         "torch": torch.__version__,
         "onnx": onnx.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
+    table = [*precision_report.rows(folder, made, others)]
     content = {
         "model": made.model.name,
         "source": made.model.source,
         "parity": [dataclasses.asdict(row) for row in rows],
+        "precisions": table,
+        "layers": [row._asdict() for c in others.candidates for row in c.layers],
+        "frames": _frames(others),
+        "notes": list(others.notes),
         "versions": versions,
     }
-    (folder / "report").mkdir()
+    report = folder / "report"
+    report.mkdir()
     text = json.dumps(content, indent=2) + "\n"
-    (folder / "report/report.json").write_text(text, encoding="utf-8")
-    (folder / "report/report.md").write_text(_markdown(folder, made, rows), encoding="utf-8")
+    (report / "report.json").write_text(text, encoding="utf-8")
+    lines = [*_head(folder, made, rows), *precision_report.markdown(table, others)]
+    (report / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name, picture in precision_report.pictures(others):
+        picture.save(report / name)
 
 
-def _markdown(folder: Path, made: Manifest, rows: Sequence[Parity]) -> str:
+def _frames(others: Made) -> dict[str, Any]:
+    sets = {"calibration": others.calibration, "judged": others.judged}
+    return {name: found.manifest() for name, found in sets.items() if found}
+
+
+def _head(folder: Path, made: Manifest, rows: Sequence[Parity]) -> list[str]:
     lines = [
         f"# {made.model.name}",
         "",
@@ -53,4 +71,4 @@ def _markdown(folder: Path, made: Manifest, rows: Sequence[Parity]) -> str:
         f"| {path.name} | {path.stat().st_size / 2**20:.1f} |"
         for path in sorted(folder.glob("*.onnx"))
     ]
-    return "\n".join(lines) + "\n"
+    return lines

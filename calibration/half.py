@@ -1,0 +1,429 @@
+"""An fp32 encoder in half precision, with the precision of every node in the graph itself.
+
+TensorRT from 10 on is strongly typed: it runs what the file says, and so does ONNX Runtime. The
+file therefore says it all: fp16 weights, convolutions and Linears; float where half would cost
+accuracy (see `to_half`); and a Cast wherever the two meet.
+
+The pass is our own, not onnxconverter-common's `float16`: that one casts around every node of a
+blocked kind, leaves pairs of Casts behind, and clips weights that do not fit; which nodes stay in
+float must be ours to choose, by their place in the encoder as well as by their kind.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx.defs import OpSchema
+
+from runtime.errors import DataError, UnsupportedFormat
+
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+LARGEST = 65504.0  # of float16
+LOST = 0.01  # of a constant's norm: more, and its node stays in float
+
+GEMMS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+MEANS = {"GlobalAveragePool", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"}
+# Statistics, and the functions whose range or slope is too much for half.
+FLOAT_OPS = MEANS | {
+    "BatchNormalization", "Exp", "InstanceNormalization", "LayerNormalization", "Log", "LogSoftmax",
+    "LpNormalization", "MeanVarianceNormalization", "Reciprocal", "ReduceL1", "ReduceLogSum",
+    "ReduceLogSumExp", "ReduceProd", "Sqrt",
+}  # fmt: skip
+# What moves numbers and does not compute: it takes the type that is there.
+CARRIERS = {
+    "Cast", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
+    "Identity", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose",
+    "Unsqueeze",
+}  # fmt: skip
+
+
+def to_half(model: ModelProto, keep_float: Collection[str] = ()) -> ModelProto:
+    """The encoder with fp16 weights, convolutions and Linears; `model` itself is left as it is.
+
+    Inputs stay as they are and outputs stay float32. These nodes compute in float, on float
+    constants, with one Cast for each tensor that goes from half to float or back:
+
+    - what is done to integers before the first convolution or Linear: the normalisation of uint8
+      frames, the search for the end of a text;
+    - LayerNormalization, means, sums and other statistics. (`stash_type` 1 asks for float
+      statistics of half inputs too, but a backend may take no notice);
+    - the last Linear, the projection, and all that follows from it: the L2 norm;
+    - nodes with a constant that half cannot hold: beyond 65504, or lost between its steps of
+      6e-8, as an epsilon of 1e-12 is;
+    - those named in `keep_float` (see `overflowing`; a node without a name goes by its output).
+
+    Softmax runs in half: its results lie in 0..1, and TensorRT fuses attention only where no Cast
+    is inside. Reshapes and their like run in the type around them. The same model gives the same
+    bytes, in the opset and IR version it came in.
+
+    Raises UnsupportedFormat for a graph that is not fp32 or not of ONNX's own operators, and
+    DataError for a name in `keep_float` that no node has.
+    """
+    graph = _read(model)
+    unknown = sorted(set(keep_float) - {name_of(node) for node in graph.nodes})
+    if unknown:
+        raise DataError(
+            f"keep_float names {unknown[0]!r}, and the graph has no such node; "
+            f"its last one is {name_of(graph.nodes[-1])!r}"
+        )
+    made = onnx.helper.make_model(
+        _Forms(graph, _in_float(graph, keep_float)).assembled(model.graph),
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+        producer_name=model.producer_name,
+    )
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+def overflowing(
+    model: ModelProto, batches: Iterable[NDArray[Any]], margin: float = 4.0
+) -> dict[str, float]:
+    """The nodes, by name, that half cannot hold on these inputs, each with the largest magnitude
+    that went in or came out; good for `to_half`'s `keep_float`.
+
+    Runs the fp32 model in ONNX Runtime on batches of its one input (uint8 frames [N, H, W, 3] or
+    int32 tokens [N, L]). A node is named where a magnitude is over 65504 / `margin`, or no number.
+    They are taken inside the graph: memory does not grow with the number of batches. Raises
+    DataError where there is no batch, or one does not go into the model.
+    """
+    graph = _read(model)
+    watched = sorted(n for n, kind in graph.types.items() if kind == FLOAT)
+    watched = [name for name in watched if name not in graph.constants]
+    session = _session(model, watched)
+    peaks = None
+    for batch in batches:
+        seen = _magnitudes(session, batch, len(watched))
+        peaks = seen if peaks is None else np.maximum(peaks, seen)
+    if peaks is None:
+        raise DataError("there are no frames to look for overflow on; give at least one batch")
+    return _beyond(graph, dict(zip(watched, peaks.tolist(), strict=True)), LARGEST / margin)
+
+
+def rounding(half: ModelProto) -> ModelProto:
+    """A half file that ONNX Runtime's CPU provider computes as a GPU does, to be judged by.
+
+    That provider has few half kernels: it computes in float, and drops the Casts between two
+    such nodes, so that nothing overflows there. Two Identities after each half node keep it from
+    that; they must be left in: run it with `graph_optimization_level` ORT_DISABLE_ALL.
+    """
+    types = _types(half)
+    nodes = []
+    for node in half.graph.node:
+        kept = NodeProto()
+        kept.CopyFrom(node)
+        nodes.append(kept)
+        for position, name in enumerate(node.output):
+            if types.get(name) == HALF:
+                kept.output[position] = f"{name}.1"
+                nodes.append(onnx.helper.make_node("Identity", [f"{name}.1"], [f"{name}.2"]))
+                nodes.append(onnx.helper.make_node("Identity", [f"{name}.2"], [name]))
+    made = ModelProto()
+    made.CopyFrom(half)
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    return made
+
+
+def name_of(node: NodeProto) -> str:
+    """The name that a node is kept in float by: its own, or its first output's."""
+    return node.name or node.output[0]
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A graph with what the pass asks of it. Nodes go by their place in topological order."""
+
+    nodes: Sequence[NodeProto]
+    schemas: Sequence[OpSchema]
+    types: Mapping[str, int]  # element types of all tensors
+    constants: Mapping[str, TensorProto]
+    makers: Mapping[str, int]  # the node that each computed tensor comes from
+    users: Mapping[str, Sequence[int]]
+    borders: set[str]  # the graph's own inputs and outputs
+
+    def inputs_of(self, i: int) -> Iterator[tuple[str, bool]]:
+        """A node's float inputs, and whether its operator takes them as half too."""
+        return self._ports(self.nodes[i].input, self.schemas[i].inputs)
+
+    def outputs_of(self, i: int) -> Iterator[tuple[str, bool]]:
+        """A node's float outputs, and whether its operator gives them as half too."""
+        return self._ports(self.nodes[i].output, self.schemas[i].outputs)
+
+    def carries(self, i: int) -> bool:
+        """Whether a node takes the type that is there: it moves numbers, or makes none."""
+        return self.nodes[i].op_type in CARRIERS or not any(self.outputs_of(i))
+
+    def casts_integers(self, i: int) -> bool:
+        """Whether a node is a Cast from integers or booleans."""
+        return self.nodes[i].op_type == "Cast" and not any(self.inputs_of(i))
+
+    def parents(self, i: int) -> set[int]:
+        """The nodes that a node takes its inputs from."""
+        return {self.makers[name] for name in self.nodes[i].input if name in self.makers}
+
+    def _ports(
+        self, names: Iterable[str], formal: Sequence[OpSchema.FormalParameter]
+    ) -> Iterator[tuple[str, bool]]:
+        for position, name in enumerate(names):
+            if self.types.get(name) == FLOAT:
+                kind = formal[min(position, len(formal) - 1)]  # the last one may be variadic
+                yield name, "tensor(float16)" in kind.types
+
+
+def _read(model: ModelProto) -> _Graph:
+    constants = {t.name: t for t in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = node.attribute[0].t
+        else:
+            nodes.append(node)
+    types, users = _types(model), defaultdict(list)
+    half = [name for name, kind in types.items() if kind == HALF]
+    if half:
+        raise UnsupportedFormat(f"{half[0]} is float16 already; convert the fp32 file of the model")
+    for i, node in enumerate(nodes):
+        for name in node.input:
+            users[name].append(i)
+    return _Graph(
+        nodes=nodes,
+        schemas=[_schema(node, model) for node in nodes],
+        types=types,
+        constants=constants,
+        makers={name: i for i, node in enumerate(nodes) for name in node.output if name},
+        users=users,
+        borders={value.name for value in (*model.graph.input, *model.graph.output)},
+    )
+
+
+def _schema(node: NodeProto, model: ModelProto) -> OpSchema:
+    if any(a.HasField("g") or a.graphs for a in node.attribute):
+        raise UnsupportedFormat(
+            f"{name_of(node)}: {node.op_type} holds a graph of its own, which cannot go to half "
+            "precision; export the model without control flow"
+        )
+    opsets = {o.domain: o.version for o in model.opset_import}
+    try:
+        return onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 0), node.domain)
+    except onnx.defs.SchemaError as error:
+        raise UnsupportedFormat(
+            f"{name_of(node)}: the operator {node.op_type} is not ONNX's own; "
+            "convert the file as it was exported, before any optimiser"
+        ) from error
+
+
+def _types(model: ModelProto) -> dict[str, int]:
+    """Element types of all tensors. The weights are shown to the inference as inputs: it would
+    copy them."""
+    light = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.graph.name = model.graph.name
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    for t in model.graph.initializer:
+        if t.data_type in (FLOAT, HALF):
+            value = onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+            light.graph.input.append(value)
+        else:
+            light.graph.initializer.append(t)
+    try:
+        graph = onnx.shape_inference.infer_shapes(light, strict_mode=True).graph
+    except onnx.shape_inference.InferenceError as error:
+        raise UnsupportedFormat(f"the graph does not hold together: {error}") from error
+    types = {t.name: t.data_type for t in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        types[value.name] = value.type.tensor_type.elem_type
+    return types
+
+
+def _in_float(graph: _Graph, keep: Collection[str]) -> set[int]:
+    """The nodes that compute in float; the others compute in half."""
+    fixed = _head(graph) | _tail(graph)
+    for i, node in enumerate(graph.nodes):
+        inputs, outputs = list(graph.inputs_of(i)), list(graph.outputs_of(i))
+        if (
+            name_of(node) in keep
+            or node.op_type in FLOAT_OPS
+            or not any(can for _, can in inputs + outputs)
+            or not (inputs or node.op_type in CARRIERS)  # makes numbers from nothing
+            or not all(_fits(graph.constants[n]) for n, _ in inputs if n in graph.constants)
+        ):
+            fixed.add(i)
+    return _with_carriers(graph, fixed | _squares(graph))
+
+
+def _head(graph: _Graph) -> set[int]:
+    """What computes on integers made float, before the first convolution or Linear."""
+    after: set[int] = set()
+    found: set[int] = set()
+    for i, node in enumerate(graph.nodes):
+        parents = graph.parents(i)
+        if node.op_type in GEMMS or parents & after:
+            after.add(i)
+        elif parents & found or graph.casts_integers(i):
+            found.add(i)
+    return {i for i in found if graph.nodes[i].op_type not in CARRIERS}
+
+
+def _tail(graph: _Graph) -> set[int]:
+    """The last convolution or Linear, and what follows from it."""
+    gemms = [i for i, node in enumerate(graph.nodes) if node.op_type in GEMMS]
+    found = set(gemms[-1:])
+    for i in range(len(graph.nodes)):
+        if graph.parents(i) & found:
+            found.add(i)
+    return found
+
+
+def _fits(constant: TensorProto) -> bool:
+    """Whether half can hold a constant: nothing is beyond it, and little is lost in rounding."""
+    values = onnx.numpy_helper.to_array(constant).astype(np.float32)
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16).astype(np.float32)
+    if not np.isfinite(half).all():
+        return False
+    return bool(np.linalg.norm(values - half) <= LOST * np.linalg.norm(values))
+
+
+def _squares(graph: _Graph) -> set[int]:
+    """The squares that a mean or sum is taken of: 256 * 256 is beyond half."""
+    means = [i for i, node in enumerate(graph.nodes) if node.op_type in MEANS]
+    nodes = {i: graph.nodes[i] for mean in means for i in graph.parents(mean)}
+    return {
+        i
+        for i, node in nodes.items()
+        if node.op_type == "Pow" or (node.op_type == "Mul" and node.input[0] == node.input[1])
+    }
+
+
+def _with_carriers(graph: _Graph, fixed: set[int]) -> set[int]:
+    """Adds the carriers between two float nodes, where half would mean a Cast there and back.
+
+    A carrier of constants or integers is as good as after a float node, and a node without a
+    float output (Shape, Equal, a Cast to integers) as good as before one.
+    """
+    after, before = set(fixed), set(fixed)
+    for i in range(len(graph.nodes)):
+        names = {name for name, _ in graph.inputs_of(i)} - graph.constants.keys()
+        made = {graph.makers.get(name) for name in names}  # None: an input of the graph
+        if graph.carries(i) and (not names or None in made or made & after):
+            after.add(i)
+    for i in reversed(range(len(graph.nodes))):
+        names = {name for name, _ in graph.outputs_of(i)}
+        users = {user for name in names for user in graph.users[name]}
+        if graph.carries(i) and (not names or names & graph.borders or users & before):
+            before.add(i)
+    return after & before
+
+
+class _Forms:
+    """The forms, float and half, in which each float tensor is made or asked for.
+
+    The float form has the tensor's name, and so has the half one where it is the only one.
+    """
+
+    def __init__(self, graph: _Graph, floats: set[int]) -> None:
+        self._graph, self._floats = graph, floats
+        self._kinds: dict[str, set[int]] = defaultdict(set)
+        for name in graph.borders:
+            self._kinds[name].add(FLOAT)
+        for i in range(len(graph.nodes)):
+            for name, can in (*graph.inputs_of(i), *graph.outputs_of(i)):
+                self._kinds[name].add(self._kind(i, can))
+
+    def assembled(self, source: GraphProto) -> GraphProto:
+        """The graph again, on these forms."""
+        nodes: list[NodeProto] = []
+        for value in source.input:
+            nodes += self._casts(value.name, FLOAT, value.name)
+        for i in range(len(self._graph.nodes)):
+            nodes.append(self._node(i))
+            for name, can in self._graph.outputs_of(i):
+                made = self._kind(i, can)
+                start = nodes[-1].input[0] if self._graph.casts_integers(i) else None
+                nodes += self._casts(name, made, start or self._called(name, made))
+        constants = [form for t in self._graph.constants.values() for form in self._constant(t)]
+        return onnx.helper.make_graph(nodes, source.name, source.input, source.output, constants)
+
+    def _kind(self, i: int, can: bool) -> int:
+        return HALF if can and i not in self._floats else FLOAT
+
+    def _called(self, name: str, kind: int) -> str:
+        return name if kind == FLOAT or FLOAT not in self._kinds[name] else f"{name}.half"
+
+    def _node(self, i: int) -> NodeProto:
+        ports = (*self._graph.inputs_of(i), *self._graph.outputs_of(i))
+        names = {name: self._called(name, self._kind(i, can)) for name, can in ports}
+        node = NodeProto()
+        node.CopyFrom(self._graph.nodes[i])
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        if node.op_type == "Cast" and any(self._graph.outputs_of(i)):
+            node.attribute[0].i = self._kind(i, True)  # `to`, its one attribute
+        return node
+
+    def _casts(self, name: str, made: int, start: str) -> list[NodeProto]:
+        """The Cast from `start` to the form that the tensor is not made in, if one is asked for."""
+        forms = {self._called(name, kind): kind for kind in self._kinds[name] - {made}}
+        return [
+            onnx.helper.make_node("Cast", [start], [form], f"{form}.cast", to=kind)
+            for form, kind in forms.items()
+        ]
+
+    def _constant(self, tensor: TensorProto) -> Iterator[TensorProto]:
+        if tensor.data_type != FLOAT:
+            yield tensor
+            return
+        values = onnx.numpy_helper.to_array(tensor)
+        for kind in sorted(self._kinds[tensor.name]):
+            form = values if kind == FLOAT else values.astype(np.float16)
+            yield onnx.numpy_helper.from_array(form, self._called(tensor.name, kind))
+
+
+def _session(model: ModelProto, watched: Sequence[str]) -> onnxruntime.InferenceSession:
+    """The model with the largest magnitude of each watched tensor as outputs more."""
+    extra = ModelProto()
+    for i, name in enumerate(watched):
+        extra.graph.node.append(onnx.helper.make_node("Abs", [name], [f"magnitude {i}"]))
+        extra.graph.node.append(
+            onnx.helper.make_node("ReduceMax", [f"magnitude {i}"], [f"peak {i}"], keepdims=0)
+        )
+        extra.graph.output.append(onnx.helper.make_tensor_value_info(f"peak {i}", FLOAT, []))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Protobuf reads two messages in a row as one, lists appended: the weights are not copied.
+    return onnxruntime.InferenceSession(
+        model.SerializeToString() + extra.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
+
+
+def _magnitudes(
+    session: onnxruntime.InferenceSession, batch: NDArray[Any], number: int
+) -> NDArray[np.float32]:
+    outputs = [f"peak {i}" for i in range(number)]
+    try:
+        return np.array(session.run(outputs, {session.get_inputs()[0].name: batch}))
+    except Exception as error:  # the library's exceptions have no common base of their own
+        reason = " ".join(str(error).split())
+        raise DataError(f"a batch does not go into the model: {reason}") from error
+
+
+def _beyond(graph: _Graph, peaks: Mapping[str, float], limit: float) -> dict[str, float]:
+    """The nodes that have a tensor above the limit, with the largest magnitude."""
+    found = {}
+    for node in graph.nodes:
+        seen = [peaks[name] for name in (*node.input, *node.output) if name in peaks]
+        peak = float(np.max(seen, initial=0))  # NaN where one is
+        if not peak <= limit:
+            found[name_of(node)] = peak
+    return found

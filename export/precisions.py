@@ -1,0 +1,247 @@
+"""The precisions of a bundle beside fp32: made and judged on the user's frames, then written."""
+
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+from rich.console import Console
+from rich.progress import Progress
+
+from calibration.coverage import coverage
+from calibration.frame_set import FrameSet
+from calibration.gate import Judge, Limits, check_limits
+from calibration.metrics import Floats
+from calibration.precisions import BATCH, Candidate, half_candidate, int8_candidate
+from calibration.sampling import sample
+from calibration.sensitivity import encoder
+from runtime.classifier import Classifier
+from runtime.errors import DataError
+from runtime.manifest import Precision
+from runtime.prompts import Labels, build_bank
+
+CALIBRATION_SHARE = 0.6  # of --calibrate, where there is no --judge; the rest judges
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """Frames to calibrate and to judge on, and what a precision may cost on them.
+
+    `calibrate` and `judge` are pictures, folders, tables and videos; without `judge` some of the
+    frames of `calibrate` are set apart. `frames` is the most of each. Raises DataError for limits
+    that are none.
+    """
+
+    calibrate: tuple[Path, ...] = ()
+    judge: tuple[Path, ...] = ()
+    frames: int = 512
+    limits: Limits = Limits()
+    allow_rejected: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_limits(self.limits)
+        if self.judge and not self.calibrate:
+            raise DataError("--judge goes with --calibrate: int8 needs frames for its ranges too")
+        if self.frames < 1:
+            raise DataError(f"--frames must be at least 1, it is {self.frames}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Made:
+    """The precisions beside fp32, and the frames that they were made and judged on (None: the
+    exporter's own test patterns). `notes` say what of it a user should know."""
+
+    candidates: tuple[Candidate, ...]
+    calibration: FrameSet | None = None
+    judged: FrameSet | None = None
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    flips: tuple[tuple[str, NDArray[np.uint8], str, str], ...] = ()
+    """Frames whose label int8 changed: name, picture, fp32's label, int8's."""
+    ranges: Path | None = None
+    """Where the ranges were kept while they were gathered; not needed any more."""
+
+
+@contextlib.contextmanager
+def make_precisions(
+    options: CalibrationOptions,
+    classifier: Classifier,
+    labels: Labels | None,
+    patterns: NDArray[np.uint8],
+    console: Console,
+) -> Iterator[Made]:
+    """Yields fp16, and int8 where there are frames, of the bundle that `classifier` has open.
+
+    The frames lie in a temporary file while the block runs. Ranges that were gathered are kept
+    beside the bundle until it is whole, so that an export that was cut off goes on.
+    """
+    folder = classifier.bundle.folder
+    file = classifier.bundle.manifest.precisions["fp32"].image
+    model = onnx.load(classifier.bundle.file(file))
+    with (
+        tempfile.TemporaryDirectory(prefix=".frames-", dir=folder.parent) as store,
+        Progress(console=console, transient=True, disable=console.quiet) as progress,
+    ):
+        if not options.calibrate:
+            yield _on_patterns(model, patterns, options, progress)
+            return
+        sets = _frames(options, classifier, Path(store), progress)
+        yield _on_frames(model, sets, options, classifier, labels, progress)
+
+
+def _on_patterns(
+    model: ModelProto,
+    patterns: NDArray[np.uint8],
+    options: CalibrationOptions,
+    progress: Progress,
+) -> Made:
+    def batches() -> Iterator[NDArray[np.uint8]]:
+        yield patterns
+
+    judge = Judge(batches, encoder(model)(patterns))
+    half = half_candidate(model, batches, judge, options.limits, progress)
+    note = "no frames were given (--calibrate): fp16 was judged on test patterns, int8 not made"
+    return Made(candidates=(half,), notes=(note,))
+
+
+def _frames(
+    options: CalibrationOptions, classifier: Classifier, store: Path, progress: Progress
+) -> tuple[FrameSet, FrameSet]:
+    """The frames to calibrate on, and those to judge on."""
+    spec = classifier.bundle.manifest.image
+
+    def drawn(sources: Sequence[Path], most: int, name: str) -> FrameSet:
+        task = progress.add_task(f"{name} frames", total=most)
+        found = sample(
+            [source.expanduser() for source in sources],
+            spec,
+            most,
+            options.seed,
+            store / name,
+            advance=lambda n: progress.advance(task, n),
+        )
+        progress.remove_task(task)
+        return found
+
+    if options.judge:
+        first = drawn(options.calibrate, options.frames, "calibration")
+        return first, _apart(first, drawn(options.judge, options.frames, "judging"))
+    both = drawn(options.calibrate, 2 * options.frames, "calibration")
+    return both.split(CALIBRATION_SHARE, options.seed)
+
+
+def _apart(calibration: FrameSet, judged: FrameSet) -> FrameSet:
+    """The judging frames that were not calibrated on."""
+    known = set(calibration.sha256)
+    rows = [row for row, digest in enumerate(judged.sha256) if digest not in known]
+    if not rows:
+        raise DataError("--judge holds only frames that are calibrated on: name other ones")
+    return judged.keep(rows)
+
+
+def _on_frames(
+    model: ModelProto,
+    sets: tuple[FrameSet, FrameSet],
+    options: CalibrationOptions,
+    classifier: Classifier,
+    labels: Labels | None,
+    progress: Progress,
+) -> Made:
+    calibration, judged = sets
+    names, bank = _bank(classifier, labels, judged)
+    targets, notes = _targets(judged, names)
+    encode = encoder(model)
+    reference = np.concatenate([encode(batch) for batch in judged.batches(BATCH)])
+    judge = Judge(lambda: judged.batches(BATCH), reference, bank, targets)
+
+    def frames() -> Iterator[NDArray[np.uint8]]:
+        return calibration.batches(BATCH)
+
+    half = half_candidate(model, frames, judge, options.limits, progress)
+    cache = ranges_file(classifier.bundle.folder, model, calibration)
+    int8 = int8_candidate(model, frames, judge, options.limits, progress, cache)
+    return Made(
+        candidates=(half, int8),
+        calibration=calibration,
+        judged=judged,
+        labels=names,
+        notes=(*coverage(calibration, names).notes(), *notes),
+        flips=tuple(_flips(int8, judge, judged, names)),
+        ranges=cache,
+    )
+
+
+def ranges_file(folder: Path, model: ModelProto, frames: FrameSet) -> Path:
+    """Where the ranges of this encoder on these frames are kept while they are gathered."""
+    digest = hashlib.sha256(model.SerializeToString())
+    digest.update("".join(frames.sha256).encode())
+    return folder.parent / f".edgeclip-ranges-{digest.hexdigest()[:16]}.npz"
+
+
+def _bank(
+    classifier: Classifier, labels: Labels | None, judged: FrameSet
+) -> tuple[tuple[str, ...], Floats | None]:
+    """The labels that frames are told apart by: the bundle's, else those of the frames."""
+    chosen: Labels | None = labels if labels is not None else judged.classes or None
+    if chosen is None:
+        return (), None
+    templates = classifier.bundle.manifest.text.templates
+    bank = build_bank(chosen, templates, classifier.embed_text, "")
+    return bank.labels, bank.embeddings
+
+
+def _targets(
+    judged: FrameSet, labels: Sequence[str]
+) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """The true labels of the judged frames, and a note where there are none."""
+    if not labels:
+        note = "there are no labels (--labels): precisions were judged by their cosines alone"
+        return None, (note,)
+    missing = sorted(set(judged.classes) - set(labels))
+    if judged.targets is None or missing:
+        why = f"their class {missing[0]!r} is not among the labels" if missing else "they have none"
+        return None, (f"accuracy was not judged: the frames' true labels are not known ({why})",)
+    place = [labels.index(name) for name in judged.classes]
+    return np.array([place[target] for target in judged.targets]), ()
+
+
+def _flips(
+    candidate: Candidate, judge: Judge, judged: FrameSet, labels: Sequence[str]
+) -> Iterator[tuple[str, NDArray[np.uint8], str, str]]:
+    rows = candidate.cost.flipped[:24]
+    if not rows or judge.bank is None:
+        return
+    frames = np.concatenate(list(judged.batches(BATCH, rows)))
+    before = (judge.reference[list(rows)] @ judge.bank.T).argmax(axis=1)
+    after = (encoder(candidate.model)(frames) @ judge.bank.T).argmax(axis=1)
+    for row, frame, a, b in zip(rows, frames, before, after, strict=True):
+        yield judged.names[row], frame, labels[a], labels[b]
+
+
+def write_precisions(
+    made: Made, folder: Path, allow_rejected: bool
+) -> tuple[dict[str, Precision], list[str]]:
+    """Writes the encoders that hold the gate (with `allow_rejected` the others too, so marked);
+    returns their entries for the manifest, and what is wrong with the others, in words."""
+    entries, refused = {}, []
+    for candidate in made.candidates:
+        if not candidate.accepted:
+            refused.append(f"{candidate.name}: {'; '.join(candidate.faults)}")
+            if not allow_rejected:
+                continue
+        name = f"image.{candidate.name}.onnx"
+        onnx.save(candidate.model, folder / name)
+        entries[candidate.name] = Precision(
+            image=name,
+            status="accepted" if candidate.accepted else "rejected",
+            figures=candidate.figures(),
+            float_layers=candidate.float_layers,
+        )
+    return entries, refused
