@@ -132,7 +132,7 @@ def main() -> None:
         record = train(options)
         minutes = (time.perf_counter() - began) / 60
         subject = checkpoint_subject(str(options.out))
-        _, found = measure(subject, test, options.templates)
+        _, found = measure(subject, test)
         print(f"{minutes:.1f} minutes in all, {record['seconds'] / 60:.1f} of them steps")
         for figure, value in found.figures.items():
             print(f"{figure:22} {value:6.1%}")

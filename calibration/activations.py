@@ -97,10 +97,12 @@ def with_outputs(model: ModelProto, tensors: Sequence[str]) -> onnxruntime.Infer
     return session_of(observed)
 
 
-def session_of(model: ModelProto) -> onnxruntime.InferenceSession:
-    """A quiet session on the CPU."""
+def session_of(model: ModelProto, optimise: bool = True) -> onnxruntime.InferenceSession:
+    """A quiet session on the CPU; without `optimise` it runs the nodes as they are written."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

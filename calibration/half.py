@@ -12,13 +12,10 @@ float must be ours to choose, by their place in the encoder as well as by their 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
-import onnxruntime
-from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.defs import OpSchema
 
@@ -66,7 +63,7 @@ def to_half(model: ModelProto, keep_float: Collection[str] = ()) -> ModelProto:
     Raises UnsupportedFormat for a graph that is not fp32 or not of ONNX's own operators, and
     DataError for a name in `keep_float` that no node has.
     """
-    graph = _read(model)
+    graph = read_graph(model)
     unknown = sorted(set(keep_float) - {name_of(node) for node in graph.nodes})
     if unknown:
         raise DataError(
@@ -83,62 +80,13 @@ def to_half(model: ModelProto, keep_float: Collection[str] = ()) -> ModelProto:
     return made
 
 
-def overflowing(
-    model: ModelProto, batches: Iterable[NDArray[Any]], margin: float = 4.0
-) -> dict[str, float]:
-    """The nodes, by name, that half cannot hold on these inputs, each with the largest magnitude
-    that went in or came out; good for `to_half`'s `keep_float`.
-
-    Runs the fp32 model in ONNX Runtime on batches of its one input (uint8 frames [N, H, W, 3] or
-    int32 tokens [N, L]). A node is named where a magnitude is over 65504 / `margin`, or no number.
-    They are taken inside the graph: memory does not grow with the number of batches. Raises
-    DataError where there is no batch, or one does not go into the model.
-    """
-    graph = _read(model)
-    watched = sorted(n for n, kind in graph.types.items() if kind == FLOAT)
-    watched = [name for name in watched if name not in graph.constants]
-    session = _session(model, watched)
-    peaks = None
-    for batch in batches:
-        seen = _magnitudes(session, batch, len(watched))
-        peaks = seen if peaks is None else np.maximum(peaks, seen)
-    if peaks is None:
-        raise DataError("there are no frames to look for overflow on; give at least one batch")
-    return _beyond(graph, dict(zip(watched, peaks.tolist(), strict=True)), LARGEST / margin)
-
-
-def rounding(half: ModelProto) -> ModelProto:
-    """A half file that ONNX Runtime's CPU provider computes as a GPU does, to be judged by.
-
-    That provider has few half kernels: it computes in float, and drops the Casts between two
-    such nodes, so that nothing overflows there. Two Identities after each half node keep it from
-    that; they must be left in: run it with `graph_optimization_level` ORT_DISABLE_ALL.
-    """
-    types = _types(half)
-    nodes = []
-    for node in half.graph.node:
-        kept = NodeProto()
-        kept.CopyFrom(node)
-        nodes.append(kept)
-        for position, name in enumerate(node.output):
-            if types.get(name) == HALF:
-                kept.output[position] = f"{name}.1"
-                nodes.append(onnx.helper.make_node("Identity", [f"{name}.1"], [f"{name}.2"]))
-                nodes.append(onnx.helper.make_node("Identity", [f"{name}.2"], [name]))
-    made = ModelProto()
-    made.CopyFrom(half)
-    del made.graph.node[:]
-    made.graph.node.extend(nodes)
-    return made
-
-
 def name_of(node: NodeProto) -> str:
     """The name that a node is kept in float by: its own, or its first output's."""
     return node.name or node.output[0]
 
 
 @dataclass(frozen=True)
-class _Graph:
+class TypedGraph:
     """A graph with what the pass asks of it. Nodes go by their place in topological order."""
 
     nodes: Sequence[NodeProto]
@@ -178,7 +126,7 @@ class _Graph:
                 yield name, "tensor(float16)" in kind.types
 
 
-def _read(model: ModelProto) -> _Graph:
+def read_graph(model: ModelProto) -> TypedGraph:
     constants = {t.name: t for t in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
@@ -186,16 +134,17 @@ def _read(model: ModelProto) -> _Graph:
             constants[node.output[0]] = node.attribute[0].t
         else:
             nodes.append(node)
-    types, users = _types(model), defaultdict(list)
+    schemas, types = [_schema(node, model) for node in nodes], types_of(model)
     half = [name for name, kind in types.items() if kind == HALF]
     if half:
         raise UnsupportedFormat(f"{half[0]} is float16 already; convert the fp32 file of the model")
+    users = defaultdict(list)
     for i, node in enumerate(nodes):
         for name in node.input:
             users[name].append(i)
-    return _Graph(
+    return TypedGraph(
         nodes=nodes,
-        schemas=[_schema(node, model) for node in nodes],
+        schemas=schemas,
         types=types,
         constants=constants,
         makers={name: i for i, node in enumerate(nodes) for name in node.output if name},
@@ -220,7 +169,7 @@ def _schema(node: NodeProto, model: ModelProto) -> OpSchema:
         ) from error
 
 
-def _types(model: ModelProto) -> dict[str, int]:
+def types_of(model: ModelProto) -> dict[str, int]:
     """Element types of all tensors. The weights are shown to the inference as inputs: it would
     copy them."""
     light = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
@@ -244,7 +193,7 @@ def _types(model: ModelProto) -> dict[str, int]:
     return types
 
 
-def _in_float(graph: _Graph, keep: Collection[str]) -> set[int]:
+def _in_float(graph: TypedGraph, keep: Collection[str]) -> set[int]:
     """The nodes that compute in float; the others compute in half."""
     fixed = _head(graph) | _tail(graph)
     for i, node in enumerate(graph.nodes):
@@ -260,7 +209,7 @@ def _in_float(graph: _Graph, keep: Collection[str]) -> set[int]:
     return _with_carriers(graph, fixed | _squares(graph))
 
 
-def _head(graph: _Graph) -> set[int]:
+def _head(graph: TypedGraph) -> set[int]:
     """What computes on integers made float, before the first convolution or Linear."""
     after: set[int] = set()
     found: set[int] = set()
@@ -273,7 +222,7 @@ def _head(graph: _Graph) -> set[int]:
     return {i for i in found if graph.nodes[i].op_type not in CARRIERS}
 
 
-def _tail(graph: _Graph) -> set[int]:
+def _tail(graph: TypedGraph) -> set[int]:
     """The last convolution or Linear, and what follows from it."""
     gemms = [i for i, node in enumerate(graph.nodes) if node.op_type in GEMMS]
     found = set(gemms[-1:])
@@ -293,7 +242,7 @@ def _fits(constant: TensorProto) -> bool:
     return bool(np.linalg.norm(values - half) <= LOST * np.linalg.norm(values))
 
 
-def _squares(graph: _Graph) -> set[int]:
+def _squares(graph: TypedGraph) -> set[int]:
     """The squares that a mean or sum is taken of: 256 * 256 is beyond half."""
     means = [i for i, node in enumerate(graph.nodes) if node.op_type in MEANS]
     nodes = {i: graph.nodes[i] for mean in means for i in graph.parents(mean)}
@@ -304,7 +253,7 @@ def _squares(graph: _Graph) -> set[int]:
     }
 
 
-def _with_carriers(graph: _Graph, fixed: set[int]) -> set[int]:
+def _with_carriers(graph: TypedGraph, fixed: set[int]) -> set[int]:
     """Adds the carriers between two float nodes, where half would mean a Cast there and back.
 
     A carrier of constants or integers is as good as after a float node, and a node without a
@@ -330,7 +279,7 @@ class _Forms:
     The float form has the tensor's name, and so has the half one where it is the only one.
     """
 
-    def __init__(self, graph: _Graph, floats: set[int]) -> None:
+    def __init__(self, graph: TypedGraph, floats: set[int]) -> None:
         self._graph, self._floats = graph, floats
         self._kinds: dict[str, set[int]] = defaultdict(set)
         for name in graph.borders:
@@ -350,7 +299,7 @@ class _Forms:
                 made = self._kind(i, can)
                 start = nodes[-1].input[0] if self._graph.casts_integers(i) else None
                 nodes += self._casts(name, made, start or self._called(name, made))
-        constants = [form for t in self._graph.constants.values() for form in self._constant(t)]
+        constants = [t for name in self._graph.constants for t in self._constants(name)]
         return onnx.helper.make_graph(nodes, source.name, source.input, source.output, constants)
 
     def _kind(self, i: int, can: bool) -> int:
@@ -367,7 +316,7 @@ class _Forms:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
         if node.op_type == "Cast" and any(self._graph.outputs_of(i)):
-            node.attribute[0].i = self._kind(i, True)  # `to`, its one attribute
+            next(a for a in node.attribute if a.name == "to").i = self._kind(i, True)
         return node
 
     def _casts(self, name: str, made: int, start: str) -> list[NodeProto]:
@@ -378,52 +327,11 @@ class _Forms:
             for form, kind in forms.items()
         ]
 
-    def _constant(self, tensor: TensorProto) -> Iterator[TensorProto]:
-        if tensor.data_type != FLOAT:
-            yield tensor
-            return
+    def _constants(self, name: str) -> Iterator[TensorProto]:
+        tensor = self._graph.constants[name]
         values = onnx.numpy_helper.to_array(tensor)
-        for kind in sorted(self._kinds[tensor.name]):
+        if tensor.data_type != FLOAT:
+            yield onnx.numpy_helper.from_array(values, name)
+        for kind in sorted(self._kinds[name]):
             form = values if kind == FLOAT else values.astype(np.float16)
-            yield onnx.numpy_helper.from_array(form, self._called(tensor.name, kind))
-
-
-def _session(model: ModelProto, watched: Sequence[str]) -> onnxruntime.InferenceSession:
-    """The model with the largest magnitude of each watched tensor as outputs more."""
-    extra = ModelProto()
-    for i, name in enumerate(watched):
-        extra.graph.node.append(onnx.helper.make_node("Abs", [name], [f"magnitude {i}"]))
-        extra.graph.node.append(
-            onnx.helper.make_node("ReduceMax", [f"magnitude {i}"], [f"peak {i}"], keepdims=0)
-        )
-        extra.graph.output.append(onnx.helper.make_tensor_value_info(f"peak {i}", FLOAT, []))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Protobuf reads two messages in a row as one, lists appended: the weights are not copied.
-    return onnxruntime.InferenceSession(
-        model.SerializeToString() + extra.SerializeToString(),
-        options,
-        providers=["CPUExecutionProvider"],
-    )
-
-
-def _magnitudes(
-    session: onnxruntime.InferenceSession, batch: NDArray[Any], number: int
-) -> NDArray[np.float32]:
-    outputs = [f"peak {i}" for i in range(number)]
-    try:
-        return np.array(session.run(outputs, {session.get_inputs()[0].name: batch}))
-    except Exception as error:  # the library's exceptions have no common base of their own
-        reason = " ".join(str(error).split())
-        raise DataError(f"a batch does not go into the model: {reason}") from error
-
-
-def _beyond(graph: _Graph, peaks: Mapping[str, float], limit: float) -> dict[str, float]:
-    """The nodes that have a tensor above the limit, with the largest magnitude."""
-    found = {}
-    for node in graph.nodes:
-        seen = [peaks[name] for name in (*node.input, *node.output) if name in peaks]
-        peak = float(np.max(seen, initial=0))  # NaN where one is
-        if not peak <= limit:
-            found[name_of(node)] = peak
-    return found
+            yield onnx.numpy_helper.from_array(form, self._called(name, kind))

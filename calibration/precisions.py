@@ -12,8 +12,9 @@ from rich.progress import Progress
 
 from .activations import observe
 from .gate import Cost, Judge, Limits, faults
-from .half import overflowing, to_half
+from .half import to_half
 from .layers import Layer, find_layers
+from .overflow import overflowing, rounding
 from .quantize import folded, int8_share
 from .ranges import Range, choose_ranges
 from .sensitivity import Search, encoder
@@ -67,7 +68,7 @@ def half_candidate(
     task = progress.add_task("fp16: largest activations", total=None)
     beyond = overflowing(model, frames())
     made = to_half(model, beyond)
-    cost = judge.cost(encoder(made))
+    cost = judge.cost(encoder(rounding(made), optimise=False))
     progress.remove_task(task)
     return Candidate(
         name="fp16",

@@ -82,8 +82,9 @@ class Search:
         return cost
 
 
-def encoder(model: ModelProto) -> Encode:
-    """An ONNX image encoder as a function from frames [n, H, W, 3] to unit rows [n, D]."""
-    session = session_of(model)
+def encoder(model: ModelProto, optimise: bool = True) -> Encode:
+    """An ONNX image encoder as a function from frames [n, H, W, 3] to unit rows [n, D]; without
+    `optimise` each node is run as it is written."""
+    session = session_of(model, optimise)
     name = session.get_inputs()[0].name
     return lambda frames: np.asarray(session.run(None, {name: frames})[0])

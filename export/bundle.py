@@ -23,13 +23,13 @@ from runtime.errors import DataError, GateFailed
 from runtime.folders import check_target, new_folder
 from runtime.manifest import Manifest, Model, Precision
 from runtime.ort import OrtEncoder
-from runtime.prompts import Labels, save_bank
+from runtime.prompts import Fitted, Labels, load_bank, save_bank
 from runtime.tokenizer import Tokenizer
 from training.evaluate import head, normalise
 from training.model import ClipModel, create
 from training.text import text_side
 
-from .precisions import CalibrationOptions, make_precisions, write_precisions
+from .precisions import CalibrationOptions, Made, make_precisions, write_precisions
 from .report import write_report
 from .to_onnx import write_onnx
 from .towers import ImageEncoder, TextEncoder
@@ -111,6 +111,7 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
         ) as others:
             entries, refused = write_precisions(others, folder, options.precisions.allow_rejected)
             made = msgspec.structs.replace(made, precisions=made.precisions | entries)
+            _write_confidence(others, made, folder)
             write_report(folder, made, rows, others)
         made = msgspec.structs.replace(made, files=_files(folder))
         manifest.write(folder, made)
@@ -187,6 +188,21 @@ def _write_prompts(options: ExportOptions, made: Manifest, folder: Path) -> dict
     (folder / "prompts").mkdir()
     save_bank(classifier.require_bank(), folder / name)
     return {"default": name}
+
+
+def _write_confidence(others: Made, made: Manifest, folder: Path) -> None:
+    """Puts into the default prompt bank what was fitted to frames."""
+    if not others.confidence:
+        return
+    file = folder / made.prompts["default"]
+    encoder = describe(folder / TEXT).sha256
+    bank = load_bank(file, encoder, made.model.embedding_dim)
+    fitted = {
+        name: Fitted(head=found.head, threshold=found.threshold)
+        for name, found in others.confidence.items()
+        if name in made.precisions
+    }
+    save_bank(dataclasses.replace(bank, fitted=fitted), file)
 
 
 def _model(clip: ClipModel) -> Model:

@@ -13,6 +13,7 @@ import onnx
 from PIL import Image
 
 from calibration import plots
+from calibration.confidence import Confidence
 from calibration.contact_sheet import Query, query_sheet
 from calibration.precisions import Candidate, LayerRow
 from runtime.backends import image_border
@@ -24,7 +25,7 @@ from .precisions import Made
 RUNS = 15  # of each precision, in turns
 COLUMNS = (
     "precision", "", "MiB", "nodes", "in float", "cosine p1", "p50", "same label", "top-1",
-    "ms here",
+    "ECE before", "after", "ms here",
 )  # fmt: skip
 LAYER_COLUMNS = (
     "layer", "", "weights", "range by", "SmoothQuant", "cosine p1", "labels changed", "",
@@ -35,7 +36,14 @@ def rows(folder: Path, made: Manifest, others: Made) -> Iterator[dict[str, Any]]
     """A row of figures for each precision, those that were refused included."""
     ms = latencies(folder, made)
     model = onnx.load(folder / made.precisions["fp32"].image)
-    yield {"precision": "fp32", "status": "accepted", **_size(model), "ms": ms["fp32"]}
+    scores = {name: _scores(found) for name, found in others.confidence.items()}
+    yield {
+        "precision": "fp32",
+        "status": "accepted",
+        **_size(model),
+        "ms": ms["fp32"],
+        "scores": scores.get("fp32", {}),
+    }
     for candidate in others.candidates:
         yield {
             "precision": candidate.name,
@@ -45,7 +53,19 @@ def rows(folder: Path, made: Manifest, others: Made) -> Iterator[dict[str, Any]]
             "figures": candidate.figures(),
             "float_layers": list(candidate.float_layers),
             "faults": list(candidate.faults),
+            "scores": scores.get(candidate.name, {}),
         }
+
+
+def _scores(found: Confidence) -> dict[str, Any]:
+    return {
+        "how": found.how,
+        "logit_scale": found.head.logit_scale,
+        "logit_bias": found.head.logit_bias,
+        "threshold": found.threshold,
+        "ece_before": found.ece_before,
+        "ece_after": found.ece_after,
+    }
 
 
 def _size(model: onnx.ModelProto) -> dict[str, int]:
@@ -75,7 +95,8 @@ def markdown(table: Sequence[Mapping[str, Any]], others: Made) -> Iterator[str]:
         yield from (f"other ones, told apart by {len(others.labels) or 'no'} labels.", "")
     yield from _table(COLUMNS, [_cells(row) for row in table])
     yield "Cosine is that of the embeddings with fp32's, at the 1st and 50th percentile of the"
-    yield "frames; ms is one frame in ONNX Runtime on the CPU that made this bundle."
+    yield "frames; ECE is that of the scores before and after they were fitted to held-out frames;"
+    yield "ms is one frame in ONNX Runtime on the CPU that made this bundle."
     faults = [f"{row['precision']}: {fault}" for row in table for fault in row.get("faults", ())]
     for line in (*faults, *others.notes):
         yield from ("", f"- {line}")
@@ -99,8 +120,13 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(row["nodes"]),
         str(len(row.get("float_layers", ()))),
         *(format(figures[name], how) if name in figures else "" for name, how in formats),
+        *(_percent(row["scores"].get(name)) for name in ("ece_before", "ece_after")),
         "" if row["ms"] is None else f"{row['ms']:.2f}",
     )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _layers(candidate: Candidate) -> Iterator[str]:

@@ -3,8 +3,8 @@
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from onnx import ModelProto
 from rich.console import Console
 from rich.progress import Progress
 
+from calibration.confidence import Confidence, fit
 from calibration.coverage import coverage
 from calibration.frame_set import FrameSet
 from calibration.gate import Judge, Limits, check_limits
@@ -65,6 +66,8 @@ class Made:
     notes: tuple[str, ...] = ()
     flips: tuple[tuple[str, NDArray[np.uint8], str, str], ...] = ()
     """Frames whose label int8 changed: name, picture, fp32's label, int8's."""
+    confidence: Mapping[str, Confidence] = field(default_factory=dict)
+    """What makes scores believable, by precision; of the bundle's own labels alone."""
     ranges: Path | None = None
     """Where the ranges were kept while they were gathered; not needed any more."""
 
@@ -174,6 +177,7 @@ def _on_frames(
         labels=names,
         notes=(*coverage(calibration, names).notes(), *notes),
         flips=tuple(_flips(int8, judge, judged, names)),
+        confidence=_confidence(classifier, (half, int8), judge) if labels is not None else {},
         ranges=cache,
     )
 
@@ -210,6 +214,25 @@ def _targets(
         return None, (f"accuracy was not judged: the frames' true labels are not known ({why})",)
     place = [labels.index(name) for name in judged.classes]
     return np.array([place[target] for target in judged.targets]), ()
+
+
+def _confidence(
+    classifier: Classifier, candidates: Sequence[Candidate], judge: Judge
+) -> dict[str, Confidence]:
+    """Fits the scores of each precision to the judged frames: to their true labels, or, without
+    them, to what fp32 says."""
+    assert judge.bank is not None
+    head, targets = classifier.bundle.manifest.head, judge.targets
+    reference = judge.reference @ judge.bank.T
+    if targets is not None and not (reference.argmax(axis=1) == targets).any():
+        return {}  # not one is named rightly: there is nothing to fit
+    found = {"fp32": fit(reference, targets, head)}
+    for candidate in candidates:
+        encode = encoder(candidate.model)
+        rows = np.concatenate([encode(batch) for batch in judge.batches()]) @ judge.bank.T
+        if np.isfinite(rows).all():
+            found[candidate.name] = fit(rows, targets, head, reference=reference)
+    return found
 
 
 def _flips(

@@ -24,14 +24,15 @@ def load(
     templates: Sequence[str] | None = None,
     backend: str = "auto",
     precision: str = "auto",
-    threshold: float = 0.0,
+    threshold: float | None = None,
     threads: int | None = None,
 ) -> Classifier:
     """Loads a bundle folder and makes it the one that `runtime.classify` uses.
 
     Labels come from `labels` (a list, or a mapping to synonyms), from the bundle's prompt bank
     named `prompts`, or, with neither, from its bank "default" where it has one. A prediction
-    whose score is below `threshold` is `unknown`. Raises BundleError, BackendUnavailable or
+    whose score is below `threshold` is `unknown`; by default that is the score that was fitted with
+    the prompt bank, if any. Raises BundleError, BackendUnavailable or
     DataError.
 
         clf = runtime.load("bundle", labels=["a cat", "a dog"])

@@ -40,7 +40,8 @@ class Classifier:
         self.backend = backends.choose(backend)
         self.precision = _choose_precision(bundle, precision)
         self.threads = threads
-        self.threshold = 0.0
+        self.threshold: float | None = None
+        """The score below which a frame is `unknown`; None: as it was fitted with the labels."""
         self.bank: PromptBank | None = None
         image = bundle.file(bundle.manifest.precisions[self.precision].image)
         border = backends.image_border(bundle.manifest)
@@ -71,7 +72,11 @@ class Classifier:
         embeddings = self._image(pixels)
         encoded = time.perf_counter()
         cosines = embeddings @ bank.embeddings.T
-        scores = scores_of(cosines, self.bundle.manifest.head)
+        fitted = bank.fitted.get(self.precision)
+        scores = scores_of(cosines, fitted.head if fitted else self.bundle.manifest.head)
+        threshold = self.threshold
+        if threshold is None:
+            threshold = fitted.threshold if fitted else 0.0
         done = time.perf_counter()
         timings = {
             "preprocess": (ready - start) * 1e3,
@@ -79,7 +84,7 @@ class Classifier:
             "head": (done - encoded) * 1e3,
         }
         return [
-            Prediction(bank.labels, s, c, self.threshold, timings, self.backend)
+            Prediction(bank.labels, s, c, threshold, timings, self.backend)
             for s, c in zip(scores, cosines, strict=True)
         ]
 

@@ -9,32 +9,45 @@ that made it.
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from .errors import BundleError, DataError, UnsupportedFormat
+from .manifest import Head
 
 Embeddings = NDArray[np.float32]
 Labels = Sequence[str] | Mapping[str, Sequence[str]]
 DEFAULT_TEMPLATES = ("a photo of {}",)
 
 
+class Fitted(msgspec.Struct, frozen=True, kw_only=True):
+    """What was fitted to frames for one precision: a head whose scores can be believed, and the
+    score below which a frame is of none of the labels."""
+
+    head: Head
+    threshold: Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
 @dataclass(frozen=True, eq=False)
 class PromptBank:
     """Labels and their embeddings, float32 unit rows [N, D].
 
-    `text_encoder` is the SHA-256 of the ONNX file that made them.
+    `text_encoder` is the SHA-256 of the ONNX file that made them. `fitted` has an entry for each
+    precision whose scores were fitted to frames; the others use the model's own head.
     """
 
     labels: tuple[str, ...]
     embeddings: Embeddings
     templates: tuple[str, ...]
     text_encoder: str
+    fitted: Mapping[str, Fitted] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"PromptBank({len(self.labels)} labels, {self.embeddings.shape[1]} dimensions)"
@@ -109,6 +122,7 @@ def save_bank(bank: PromptBank, path: Path) -> None:
         "labels": json.dumps(bank.labels, ensure_ascii=False),
         "templates": json.dumps(bank.templates, ensure_ascii=False),
         "text_encoder": bank.text_encoder,
+        "fitted": msgspec.json.encode(bank.fitted).decode(),
     }
     path.write_bytes(save({"embeddings": bank.embeddings}, metadata=metadata))
 
@@ -125,6 +139,7 @@ def load_bank(path: Path, text_encoder: str, dim: int) -> PromptBank:
         labels = json.loads(metadata["labels"])
         templates = json.loads(metadata["templates"])
         made_by = metadata["text_encoder"]
+        fitted = msgspec.json.decode(metadata.get("fitted", "{}"), type=dict[str, Fitted])
     except Exception as error:  # safetensors, JSON and dtypes each fail in their own way
         raise UnsupportedFormat(f"{path} is not a prompt bank: {error}") from error
     texts = labels and _is_texts(labels) and _is_texts(templates)
@@ -137,7 +152,7 @@ def load_bank(path: Path, text_encoder: str, dim: int) -> PromptBank:
             f"{path} was made by another text encoder than the bundle's; "
             "make it again, or pass labels="
         )
-    return PromptBank(tuple(labels), embeddings, tuple(templates), made_by)
+    return PromptBank(tuple(labels), embeddings, tuple(templates), made_by, fitted)
 
 
 def _is_texts(value: object) -> bool:
