@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,19 @@ class Cost:
         named = ("cosine_p1", "cosine_p50", "agreement", "top1", "drop")
         found = {name: getattr(self, name) for name in named}
         return {"frames": float(self.frames), **{k: v for k, v in found.items() if v is not None}}
+
+
+class LayerRow(NamedTuple):
+    """What int8 does to one layer: by itself, and whether it is in the file as int8."""
+
+    title: str
+    operator: str
+    weights: int
+    method: str
+    smoothed: float
+    cosine: float
+    flips: int
+    in_float: bool
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from .contact_sheet import FAINT, INK, PAPER, WRONG
+from .gate import LayerRow
 from .metrics import Bin, Counts, expected_calibration_error
-from .precisions import LayerRow
 from .sections import Row, is_figure, shortened, words
 
 BLUE = "#2f6db3"
@@ -112,7 +112,7 @@ def drift(layers: Sequence[LayerRow]) -> Figure:
     axes.barh(range(len(layers)), [1 - row.cosine for row in layers], color=colors, height=0.72)
     names = [shortened(row.title, 44) for row in layers]
     axes.set_yticks(range(len(layers)), names, size=7, parse_math=False)
-    axes.invert_yaxis()
+    axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_xlabel("1 - cosine with fp32, at the worst percentile of the frames; red: in float")
     _tidy(axes)
     return figure

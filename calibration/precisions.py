@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from onnx import ModelProto
 from rich.progress import Progress
 
 from .activations import observe
-from .gate import Cost, Judge, Limits, faults
+from .gate import Cost, Judge, LayerRow, Limits, faults
 from .half import to_half
 from .layers import Layer, find_layers
 from .overflow import overflowing, rounding
@@ -23,19 +22,6 @@ BATCH = 8
 DRIFT_FRAMES = 64  # on which each layer is judged by itself
 
 Batches = Callable[[], Iterator[NDArray[np.uint8]]]
-
-
-class LayerRow(NamedTuple):
-    """What int8 does to one layer: by itself, and whether it is in the file as int8."""
-
-    title: str
-    operator: str
-    weights: int
-    method: str
-    smoothed: float
-    cosine: float
-    flips: int
-    in_float: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

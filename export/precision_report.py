@@ -15,7 +15,8 @@ from PIL import Image
 from calibration import plots
 from calibration.confidence import Confidence
 from calibration.contact_sheet import Query, query_sheet
-from calibration.precisions import Candidate, LayerRow
+from calibration.gate import LayerRow
+from calibration.precisions import Candidate
 from runtime.backends import image_border
 from runtime.manifest import Manifest
 from runtime.ort import OrtEncoder

@@ -245,7 +245,8 @@ def _flips(
     before = (judge.reference[list(rows)] @ judge.bank.T).argmax(axis=1)
     after = (encoder(candidate.model)(frames) @ judge.bank.T).argmax(axis=1)
     for row, frame, a, b in zip(rows, frames, before, after, strict=True):
-        yield judged.names[row], frame, labels[a], labels[b]
+        name = "/".join(Path(judged.names[row]).parts[-2:])
+        yield name, frame, labels[a], labels[b]
 
 
 def write_precisions(

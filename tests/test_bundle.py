@@ -125,9 +125,11 @@ def test_manifest_that_is_no_json_object(bundle_copy: Path, content: bytes) -> N
 
 
 def test_rejected_precision_is_not_picked(bundle_copy: Path) -> None:
-    change_manifest(
-        bundle_copy, lambda m: [p.update(status="rejected") for p in m["precisions"].values()]
-    )
+    def reject(fields: dict[str, Any]) -> None:
+        for precision in fields["precisions"].values():
+            precision["status"] = "rejected"
+
+    change_manifest(bundle_copy, reject)
     with pytest.raises(BundleError, match="no accepted precision"):
         runtime.load(bundle_copy)
     assert runtime.load(bundle_copy, precision="fp32").precision == "fp32"
