@@ -58,8 +58,13 @@ app.command("eval", epilog="Example: edgeclip eval bundle/ --data val.csv --out 
     epilog="Example: edgeclip export ViT-B-32 bundle/ --pretrained openai --labels 'a cat,a dog'"
 )
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder, or open_clip model name.")],
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder to write.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="Checkpoint folder, or open_clip model name (for --to-triton alone: a bundle)."
+        ),
+    ],
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder to write.")] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="open_clip weights tag, with a model name.")
     ] = None,
@@ -101,10 +106,17 @@ def export(
             "--allow-rejected", help="Keep what costs too much, marked.", rich_help_panel=COST
         ),
     ] = False,
+    triton: Annotated[
+        Path | None,
+        typer.Option("--to-triton", help="Write a Triton model repository of the bundle, too."),
+    ] = None,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Write a bundle: ONNX encoders, tokenizer, prompts; proven against the model."""
+    if bundle is None:
+        _triton_alone(checkpoint, triton, force)
+        return
     from calibration.gate import Limits
     from runtime.prompts import read_labels, read_templates
 
@@ -136,6 +148,24 @@ def export(
     else:
         print((report / "report.md").read_text(encoding="utf-8"))
         print(f"wrote {bundle}")
+    if triton:
+        _write_triton(bundle, triton, force, as_json)
+
+
+def _triton_alone(bundle: str, triton: Path | None, force: bool) -> None:
+    from runtime.errors import DataError
+
+    if triton is None:
+        raise DataError("name the bundle folder to write: edgeclip export CHECKPOINT BUNDLE")
+    _write_triton(Path(bundle), triton, force)
+
+
+def _write_triton(bundle: Path, triton: Path, force: bool, quiet: bool = False) -> None:
+    from .to_triton import to_triton
+
+    to_triton(bundle, triton, force=force)
+    if not quiet:
+        print(f"wrote {triton}")
 
 
 app.command(
