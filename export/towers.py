@@ -8,6 +8,11 @@ by its id: forms that TensorRT's parsers and ONNX Runtime read alike. They are n
 import copy
 from typing import Any
 
+from training import (
+    torchvision_ops as torchvision_ops,
+)  # before open_clip, which imports torchvision
+
+# isort: split
 import open_clip.modified_resnet
 import open_clip.transformer
 import torch
@@ -38,7 +43,8 @@ class ImageEncoder(nn.Module):
         self.register_buffer("shift", shift)
 
     def forward(self, frames: Tensor) -> Tensor:
-        pixels = frames.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        # The cast comes first: TensorRT takes uint8 into nothing else.
+        pixels = frames.float().permute(0, 3, 1, 2) * self.scale + self.shift
         return unit(self.tower(pixels))
 
 

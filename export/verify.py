@@ -1,11 +1,12 @@
-"""Holds a bundle against the rules of its format: hashes, graphs, borders, prompt banks."""
+"""Holds a bundle against the rules of its format: hashes, graphs, borders, prompt banks, report."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from runtime.backends import Border, image_border, text_border
 from runtime.bundle import Bundle
@@ -13,10 +14,12 @@ from runtime.classifier import Classifier
 from runtime.errors import EdgeClipError
 from runtime.manifest import NAME
 from runtime.ort import OrtEncoder
+from runtime.prompts import load_bank
 
-from .to_onnx import OPSET, REDUCTIONS
+from .lint import PRECISIONS, lint, type_name
 
-_DTYPES = {"frames": TensorProto.UINT8, "tokens": TensorProto.INT32}
+REPORT = "report/report.json"
+_INPUTS = {"frames": TensorProto.UINT8, "tokens": TensorProto.INT32}
 
 
 def verify(folder: Path) -> list[str]:
@@ -29,9 +32,13 @@ def verify(folder: Path) -> list[str]:
     if faults:  # what is damaged is not parsed
         return faults
     made = bundle.manifest
-    encoders = [(entry.image, image_border(made)) for entry in made.precisions.values()]
-    for name, border in [*encoders, (made.text_encoder, text_border(made))]:
-        faults += [f"{name}: {fault}" for fault in _encoder(bundle, name, border)]
+    faults += _precisions(bundle)
+    for precision, entry in made.precisions.items():
+        if precision in PRECISIONS:
+            found = _encoder(bundle, entry.image, image_border(made), precision, entry.float_layers)
+            faults += [f"{entry.image}: {fault}" for fault in found]
+    found = _encoder(bundle, made.text_encoder, text_border(made), "fp32")
+    faults += [f"{made.text_encoder}: {fault}" for fault in found]
     return faults + list(_prompts(bundle))
 
 
@@ -49,52 +56,109 @@ def _files(bundle: Bundle) -> Iterator[str]:
                 yield f"{name} is not listed in the manifest"
 
 
-def _encoder(bundle: Bundle, name: str, border: Border) -> Iterator[str]:
+def _precisions(bundle: Bundle) -> Iterator[str]:
+    """Known ones, fp32 among them, each accepted or rejected as the report says it was."""
+    made = bundle.manifest
+    if "fp32" not in made.precisions:
+        yield "the manifest has no fp32, which the other precisions were judged by"
+    if REPORT not in made.files:
+        yield f"{REPORT} is missing"
+        return
+    try:
+        rows = json.loads(bundle.file(REPORT).read_text(encoding="utf-8"))["precisions"]
+        judged = {row["precision"]: row["status"] for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        yield f"{REPORT} is not a report: {error!r}"
+        return
+    for precision, entry in made.precisions.items():
+        if precision not in PRECISIONS:
+            yield f"the precision {precision!r} is none of {', '.join(PRECISIONS)}"
+        elif entry.status != judged.get(precision):
+            yield (
+                f"{precision} is marked as {entry.status} in the manifest, "
+                f"as {judged.get(precision)} in {REPORT}"
+            )
+
+
+def _encoder(
+    bundle: Bundle, name: str, border: Border, precision: str, float_layers: Sequence[str] = ()
+) -> Iterator[str]:
     path = bundle.file(name)
     try:
         model = onnx.load(path, load_external_data=False)
-        onnx.checker.check_model(model)
+        outside = list(_outside(model))
+        if not outside:
+            onnx.checker.check_model(model)
     except Exception as error:  # protobuf, checker and inference errors share no base
         yield f"not a valid ONNX file: {error}"
         return
-    yield from _graph(model, border.name)
+    if outside:  # nothing reads what the manifest does not hold
+        yield from outside
+        return
+    yield from _borders(model, border)
+    yield from lint(model, precision, float_layers)
+    yield from _rows(path, border)
+
+
+def _outside(model: ModelProto) -> Iterator[str]:
+    """The constants whose values lie in another file, which no hash of this one covers."""
+    held = [a.t for node in model.graph.node for a in node.attribute if a.HasField("t")]
+    for tensor in (*model.graph.initializer, *held):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            yield f"{tensor.name}: its values lie in another file (external data)"
+
+
+def _borders(model: ModelProto, border: Border) -> Iterator[str]:
+    """Names, element types and sizes are the manifest's, after a batch of any size."""
+    into = _in_words(_INPUTS[border.name], border.name, ["batch", *border.shape])
+    out = _in_words(TensorProto.FLOAT, "embeddings", ["batch", border.dim])
+    found = ", ".join(map(_value_in_words, model.graph.input))
+    if found != into:
+        yield f"inputs {found}, expected {into}"
+    found = ", ".join(map(_value_in_words, model.graph.output))
+    if found != out:
+        yield f"outputs {found}, expected {out}"
+
+
+def _value_in_words(value: ValueInfoProto) -> str:
+    kind = value.type.tensor_type
+    sizes: list[int | str] = [d.dim_value or d.dim_param or "?" for d in kind.shape.dim]
+    if sizes and not kind.shape.dim[0].HasField("dim_value"):
+        sizes[0] = "batch"  # by whatever name
+    return _in_words(kind.elem_type, value.name, sizes)
+
+
+def _in_words(kind: int, name: str, sizes: Sequence[int | str]) -> str:
+    return f"{type_name(kind)} {name} [{', '.join(map(str, sizes))}]"
+
+
+def _rows(path: Path, border: Border) -> Iterator[str]:
+    """The file runs at batches of several sizes, and gives unit rows."""
     dtype = np.uint8 if border.name == "frames" else np.int32
     try:
         encoder = OrtEncoder(path, border)
         for batch in (1, 3):
             rows = encoder(np.zeros((batch, *border.shape), dtype=dtype))
             if not np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-4):
-                yield "its embeddings are not unit rows"
+                yield f"its embeddings are not unit rows at batch {batch}"
     except EdgeClipError as error:
         yield str(error)
 
 
-def _graph(model: ModelProto, input_name: str) -> Iterator[str]:
-    opsets = {o.domain: o.version for o in model.opset_import}
-    if opsets != {"": OPSET}:
-        yield f"opset {opsets}, expected {OPSET} of the default domain only"
-    border = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
-    if border != {input_name: _DTYPES[input_name]}:
-        yield f"inputs {border}, expected {input_name} of type {_DTYPES[input_name]}"
-    border = {o.name: o.type.tensor_type.elem_type for o in model.graph.output}
-    if border != {"embeddings": TensorProto.FLOAT}:
-        yield f"outputs {border}, expected float32 embeddings"
-    for node in model.graph.node:
-        if node.op_type in REDUCTIONS and len(node.input) > 1:
-            yield f"{node.name}: {node.op_type} takes its axes as an input"
-    if any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer):
-        yield "weights lie in another file"
-
-
 def _prompts(bundle: Bundle) -> Iterator[str]:
     """Uses the bundle as an application would: a label by every template, and every bank."""
-    frame = np.zeros((bundle.manifest.image.height, bundle.manifest.image.width, 3), np.uint8)
+    made = bundle.manifest
+    frame = np.zeros((made.image.height, made.image.width, 3), np.uint8)
+    text_encoder = made.files[made.text_encoder].sha256
     try:
         classifier = Classifier(bundle)
         classifier.set_labels(["a label"])
         classifier.classify(frame)
-        for name in bundle.manifest.prompts:
+        for name, file in made.prompts.items():
             classifier.use_prompts(name)
             classifier.classify(frame)
+            bank = load_bank(bundle.file(file), text_encoder, made.model.embedding_dim)
+            for precision in sorted(set(bank.fitted) - set(made.precisions)):
+                yield f"{file} is fitted to {precision}, which is no precision of this bundle"
     except EdgeClipError as error:
         yield str(error)

@@ -184,3 +184,10 @@ def test_a_stopped_export_leaves_nothing(
     assert run.returncode == code
     assert "interrupted; nothing half-written" in run.stderr and "Traceback" not in run.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_triton_repository_of_a_bundle(edgeclip: Edgeclip, bundle: Path, tmp_path: Path) -> None:
+    assert "wrote" in edgeclip("export", bundle, "--to-triton", tmp_path / "models").stdout
+    assert len(list((tmp_path / "models").glob("*/1/model.onnx"))) == 2
+    error = edgeclip("export", bundle, code=2).stderr
+    assert "name the bundle folder to write" in error

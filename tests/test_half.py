@@ -188,7 +188,7 @@ def test_what_runs_in_which_precision(
 def test_frames_are_normalised_in_float(cnn: ModelProto) -> None:
     half = to_half(cnn)
     first = next(i for i, n in enumerate(half.graph.node) if n.op_type == "Conv")
-    assert [n.op_type for n in half.graph.node[:first]] == "Transpose Cast Mul Add Cast".split()
+    assert [n.op_type for n in half.graph.node[:first]] == "Cast Transpose Mul Add Cast".split()
     assert dtypes(half)["scale"] == dtypes(half)["shift"] == FLOAT
 
 
