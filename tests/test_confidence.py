@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibration import confidence
-from calibration.confidence import fit, fit_head, fit_threshold, nll
+from calibration import temperature
+from calibration.confidence import fit, fit_threshold
 from calibration.metrics import Counts, Floats, expected_calibration_error, reliability
+from calibration.temperature import fit_head, nll
 from runtime.errors import DataError
 from runtime.manifest import Head
 from runtime.prediction import Prediction, scores_of
@@ -108,12 +109,12 @@ def test_no_scale_and_bias_of_a_grid_are_better() -> None:
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_the_derivatives_are_those_of_the_loss(activation: Activation) -> None:
     cosines, targets = drawn(50, labels=4)
-    means = confidence._means_of_labels(cosines, targets)
+    means = temperature._means_of_labels(cosines, targets)
 
-    def loss(scale: float, bias: float) -> confidence._Loss:
+    def loss(scale: float, bias: float) -> temperature._Loss:
         at = head(scale, bias, activation)
-        return confidence._with_prior(
-            confidence._loss_at(cosines, means, at), at, head(60.0, -9.0, activation), 50
+        return temperature._with_prior(
+            temperature._loss_at(cosines, means, at), at, head(60.0, -9.0, activation), 50
         )
 
     here = loss(30.0, -7.0)
@@ -128,7 +129,7 @@ def test_the_derivatives_are_those_of_the_loss(activation: Activation) -> None:
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     cosines, targets = drawn(300)
     whole = fit(cosines, targets, head(100.0), unknown=cosines[:50] - np.float32(0.1))
-    monkeypatch.setattr(confidence, "BLOCK", 7)
+    monkeypatch.setattr(temperature, "BLOCK", 7)
     parts = fit(cosines, targets, head(100.0), unknown=cosines[:50] - np.float32(0.1))
     assert parts.head.logit_scale == pytest.approx(whole.head.logit_scale, rel=1e-9)
     assert parts.threshold == pytest.approx(whole.threshold, rel=1e-6)
