@@ -31,7 +31,7 @@ OPERATORS_READ_ALIKE = REDUCTIONS | {
     "Expand", "Flatten", "Floor", "Gather", "Gemm", "GlobalAveragePool", "GlobalMaxPool",
     "Greater", "HardSigmoid", "Identity", "InstanceNormalization", "LayerNormalization",
     "LeakyRelu", "Less", "Log", "MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "Not", "Or",
-    "PRelu", "Pad", "Pow", "Range", "ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid",
+    "PRelu", "Pad", "Pow", "ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid",
     "Slice", "Softmax", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile",
     "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip

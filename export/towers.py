@@ -115,8 +115,8 @@ class SelfAttention(nn.Module):
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         length, head = query.shape[1], self.width // self.heads
-        parts = self.qkv(query).reshape(-1, length, 3, self.heads, head).permute(2, 0, 3, 1, 4)
-        q, k, v = parts[0], parts[1], parts[2]
+        parts = self.qkv(query).reshape(-1, length, 3 * self.heads, head).transpose(1, 2)
+        q, k, v = parts.split(self.heads, dim=1)  # [N, heads, length, head] each
         scores = q @ k.transpose(-2, -1)
         if attn_mask is not None:
             scores = scores + attn_mask
@@ -148,11 +148,21 @@ class AttentionPool(nn.Module):
         return tokens.reshape(-1, length, self.heads, width // self.heads).transpose(1, 2)
 
 
+class Mean(nn.Module):
+    """Pooling to one number a channel; PyTorch's own is exported as arithmetic on indices."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.mean(dim=(2, 3), keepdim=True)
+
+
 def written_out(module: nn.Module) -> nn.Module:
-    """Replaces every fused attention inside `module`, in place, and returns it."""
+    """Replaces every fused attention and every pooling to one number inside `module`, in place, and
+    returns it."""
     for name, child in module.named_children():
         if isinstance(child, open_clip.modified_resnet.AttentionPool2d):
             setattr(module, name, AttentionPool(child))
+        elif isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
+            setattr(module, name, Mean())
         else:
             written_out(child)
     if isinstance(module, open_clip.transformer.ResidualAttentionBlock):
