@@ -50,7 +50,7 @@ class Search:
         cost that is left. Where the gate cannot hold, all of them, and the cost of full int8.
 
         The layers are ranked by their own drift; a bisection finds how many of the worst must
-        stay in float, and each of those is then tried in int8 again.
+        stay in float, and of those the largest are then tried in int8 again.
         """
         full = self._noted([], advance)
         if not faults(full, self.limits):
@@ -69,7 +69,8 @@ class Search:
         return self._tried_again(order[:high], cost, advance)
 
     def _tried_again(self, kept: list[str], cost: Cost, advance: Advance) -> tuple[list[str], Cost]:
-        for name in kept[-2 : -2 - _TRIED_AGAIN : -1]:  # the last one is needed, by the bisection
+        size = {layer.name: layer.size for layer in self.layers}
+        for name in sorted(kept, key=lambda name: -size[name])[:_TRIED_AGAIN]:
             fewer = [other for other in kept if other != name]
             found = self._noted(fewer, advance)
             if not faults(found, self.limits):
