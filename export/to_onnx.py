@@ -4,6 +4,7 @@ PyTorch's exporter writes opset 18; TensorRT 8.6 reads 17 and silently reduces o
 an opset-18 reduction names them in an input. The few operators that changed are rewritten here.
 """
 
+import collections
 import logging
 import warnings
 from pathlib import Path
@@ -56,8 +57,13 @@ def lower(model: ModelProto) -> ModelProto:
     """Rewrites an opset-18 model as opset 17, in place, and strips the exporter's notes (they
     hold paths of the exporting machine)."""
     constants = {t.name: t for t in model.graph.initializer}
+    numbers: collections.Counter[str] = collections.Counter()
     for node in model.graph.node:
         _lower_node(node, constants)
+        node.name = (
+            f"{node.op_type}_{numbers[node.op_type]}"  # the exporter's depend on its release
+        )
+        numbers[node.op_type] += 1
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):

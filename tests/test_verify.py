@@ -245,6 +245,8 @@ def constant_is(name: str, value: Any) -> Change:
 def set_opset(model: ModelProto) -> None:
     model.opset_import[0].version = 18
     for node in model.graph.node:
+        if node.op_type == "Split":
+            node.attribute.append(onnx.helper.make_attribute("num_outputs", len(node.output)))
         if node.op_type == "ReduceMax":
             del node.attribute[:]
             node.input.append("axes")
@@ -322,7 +324,7 @@ def half_norm(model: ModelProto) -> None:
 
 
 def half_length(model: ModelProto) -> None:
-    in_type(model, find(model, "node_div"), HALF, FLOAT)
+    in_type(model, find(model, "Div_0"), HALF, FLOAT)
 
 
 def half_sum(model: ModelProto) -> None:
@@ -335,22 +337,22 @@ def half_statistics(model: ModelProto) -> None:
 
 
 def float_weights(model: ModelProto) -> None:
-    in_type(model, find(model, "node_MatMul_45"), FLOAT, HALF)
+    in_type(model, find(model, "MatMul_4"), FLOAT, HALF)
 
 
 def one_weight_scale(model: ModelProto) -> None:
-    node = find(model, "node_MatMul_45.weight.float.node")
+    node = find(model, "MatMul_4.weight.float.node")
     set_constant(model, node.input[1], np.array(0.1, np.float32))
     set_constant(model, node.input[2], np.array(0, np.int8))
     del node.attribute[:]
 
 
 def wrong_axis(model: ModelProto) -> None:
-    find(model, "node_MatMul_43.weight.float.node").attribute[0].i = 0  # a square weight
+    find(model, "MatMul_3.weight.float.node").attribute[0].i = 0  # a square weight
 
 
 def asymmetric_weight(model: ModelProto) -> None:
-    node = find(model, "node_MatMul_43.weight.float.node")
+    node = find(model, "MatMul_3.weight.float.node")
     set_constant(model, node.input[2], np.full_like(constant(model, node.input[2]), 4))
 
 
@@ -363,7 +365,7 @@ def no_zero_point(model: ModelProto) -> None:
 
 def float_copy(model: ModelProto) -> None:
     """The other common form: float weights, and a Q/DQ pair in the graph."""
-    node = find(model, "node_MatMul_43.weight.float.node")
+    node = find(model, "MatMul_3.weight.float.node")
     weight = constant(model, node.input[0]).astype(np.float32)
     node.input[0] = set_constant(model, "planted.weight", weight)
     pair = onnx.helper.make_node("QuantizeLinear", node.input[1:], [""], axis=1)
@@ -375,7 +377,7 @@ def drop_pairs(*positions: int) -> Change:
     """Takes the Q/DQ from these inputs of a Linear."""
 
     def change(model: ModelProto) -> None:
-        node, weight = find(model, "node_MatMul_43"), np.ones((48, 48), np.float32)
+        node, weight = find(model, "MatMul_3"), np.ones((48, 48), np.float32)
         for position in positions:
             source = set_constant(model, "planted.weight", weight) if position else "_unsafe_view"
             node.input[position] = source
@@ -387,14 +389,14 @@ def drop_pairs(*positions: int) -> Change:
 @pytest.mark.parametrize(
     ("name", "change", "fault"),
     [
-        (TEXT, set_opset, "n0: ReduceMax takes its axes as an input"),
+        (TEXT, set_opset, "ReduceMax_0: ReduceMax takes its axes as an input"),
         (TEXT, set_opset, "opset .*18.*, expected 17"),
         (TEXT, set_ir, "IR version 10"),
-        (TEXT, reduce_all, "n0: ReduceMax names no axes"),
-        (TEXT, constant_is("mask", -np.inf), "node_add_53 .mask. holds infinity"),
-        (TEXT, infinite_attribute, "node_layer_norm: its attribute epsilon holds infinity"),
+        (TEXT, reduce_all, "ReduceMax_0: ReduceMax names no axes"),
+        (TEXT, constant_is("mask", -np.inf), "Add_2 .mask. holds infinity"),
+        (TEXT, infinite_attribute, "LayerNormalization_0: its attribute epsilon holds infinity"),
         (TEXT, long_tokens, r"inputs int64 tokens \[batch, 12\], expected int32 tokens"),
-        (TEXT, renamed("Sigmoid", "Softsign"), "node_sigmoid: Softsign is not an operator"),
+        (TEXT, renamed("Sigmoid", "Softsign"), "Sigmoid_0: Softsign is not an operator"),
         (TEXT, move_weights_out, "embedding.weight: its values lie in another file"),
         (FP32, renamed("Sigmoid", "QuickGelu", "com.microsoft"), "custom domain com.microsoft"),
         (FP32, rename_output, "features .*, expected float32 embeddings"),
@@ -405,25 +407,25 @@ def drop_pairs(*positions: int) -> Change:
         (FP32, leave_a_copy, "old.weight: no node takes this constant"),
         (FP32, half_activation, "Cast.planted.* is float16: fp32 files hold none"),
         (FP16, half_output, "outputs float16 embeddings"),
-        (FP16, half_norm, "node_layer_norm: LayerNormalization computes in float16"),
-        (FP16, half_statistics, "node_layer_norm: LayerNormalization with a stash_type"),
-        (FP16, half_length, "node_div: Div after the last layer is float16"),
-        (FP16, half_sum, "node_sum_1: ReduceSum computes in float16"),
-        (FP16, float_weights, "node_MatMul_45: MatMul has float32 weights"),
-        (INT8, quantised("node_add_119", 0), "Q/DQ feeds node_add_119, .* no Linear .*: Add"),
-        (INT8, quantised("node_layer_norm_2", 0), "Q/DQ feeds node_layer_norm_2.*LayerNorm"),
-        (INT8, quantised("node_matmul", 0), "node_matmul: MatMul takes its second input unq"),
-        (INT8, quantised("node_matmul", 0, 1), "activation feeds input 1 of node_matmul: MatMul"),
+        (FP16, half_norm, "LayerNormalization_0: LayerNormalization computes in float16"),
+        (FP16, half_statistics, "LayerNormalization_0: LayerNormalization with a stash_type"),
+        (FP16, half_length, "Div_0: Div after the last layer is float16"),
+        (FP16, half_sum, "ReduceSum_0: ReduceSum computes in float16"),
+        (FP16, float_weights, "MatMul_4: MatMul has float32 weights"),
+        (INT8, quantised("Add_4", 0), "Q/DQ feeds Add_4, .* no Linear .*: Add"),
+        (INT8, quantised("LayerNormalization_2", 0), "Q/DQ feeds LayerNormalization_2.*LayerNorm"),
+        (INT8, quantised("MatMul_1", 0), "MatMul_1: MatMul takes its second input unq"),
+        (INT8, quantised("MatMul_1", 0, 1), "activation feeds input 1 of MatMul_1: MatMul"),
         (INT8, constant_is("int8.zero", 3), "add_15.int8.node: it is not symmetric.* 3 of int8"),
         (INT8, constant_is("int8.zero", np.array(0, np.uint8)), "add_15.* is 0 of uint8"),
         (INT8, no_zero_point, "add_15.int8.node: it is not symmetric.* is missing"),
-        (INT8, asymmetric_weight, "node_MatMul_43.weight.float.node: it is not sym.* 4 of int8"),
-        (INT8, one_weight_scale, "node_MatMul_45: 1 weight scales, expected .* 192 outputs"),
-        (INT8, wrong_axis, "node_MatMul_43: its weight scales run along the wrong axis"),
+        (INT8, asymmetric_weight, "MatMul_3.weight.float.node: it is not sym.* 4 of int8"),
+        (INT8, one_weight_scale, "MatMul_4: 1 weight scales, expected .* 192 outputs"),
+        (INT8, wrong_axis, "MatMul_3: its weight scales run along the wrong axis"),
         (INT8, constant_is("add_15.scale", np.inf), "add_15.int8.node: .* positive and finite"),
         (INT8, float_copy, "QuantizeLinear.planted.*: it quantises the float constant planted.w"),
-        (INT8, drop_pairs(1), "node_MatMul_43: MatMul takes its second input unquantised"),
-        (INT8, drop_pairs(0, 1), "node_MatMul_43 is not quantised, and the manifest does not"),
+        (INT8, drop_pairs(1), "MatMul_3: MatMul takes its second input unquantised"),
+        (INT8, drop_pairs(0, 1), "MatMul_3 is not quantised, and the manifest does not"),
     ],
 )  # fmt: skip
 def test_faults_in_a_graph(three_copy: Path, name: str, change: Change, fault: str) -> None:
@@ -502,9 +504,9 @@ def fit_to_another(folder: Path) -> None:
         (accept_a_rejected_one, "int8 is marked as accepted in the manifest, as rejected in"),
         (another_precision, "the precision 'int4' is none of fp32, fp16"),
         (float_as_int8, "image.fp32.onnx: it has no quantised layer"),
-        (list_a_float_layer("node_MatMul_43", "int8"), "node_MatMul_43 is listed in float_layers"),
+        (list_a_float_layer("MatMul_3", "int8"), "MatMul_3 is listed in float_layers"),
         (list_a_float_layer("no.such.layer", "fp16"), "no.such.layer is listed in float_layers"),
-        (list_a_float_layer("node_MatMul_43", "fp16"), "node_MatMul_43: MatMul is float16, and"),
+        (list_a_float_layer("MatMul_3", "fp16"), "MatMul_3: MatMul is float16, and"),
         (fit_to_another, "default.safetensors is fitted to int4"),
     ],
 )
