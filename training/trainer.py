@@ -212,7 +212,9 @@ class _Training:
         self.run.load_state(state)
         self.results.resume(before, state["bad"])
         self._losses = list(state["losses"])
-        self.results.shown.model.load_state_dict(self.run.weights())
+        weights = self.run.weights()
+        if self.fabric.is_global_zero:  # sharded weights are gathered there alone
+            self.results.shown.model.load_state_dict(weights)
 
 
 def _size(source: TableRows | Shards) -> int:
