@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from runtime.errors import DataError, GateFailed
+from runtime.ort import DISABLED
 
 from .histogram import Histogram
 from .layers import Layer
@@ -104,7 +105,10 @@ def session_of(model: ModelProto, optimise: bool = True) -> onnxruntime.Inferenc
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=DISABLED,
     )
 
 

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from .backends import Border
 from .errors import BackendUnavailable, UnsupportedFormat
 
+# It takes the weights of an fp16 MobileCLIP for floats, and the file does not load (1.31).
+DISABLED = ["AttentionFusion"]
+
 
 class OrtEncoder:
     """An encoder file in an ONNX Runtime session: one input, `embeddings` float32 [N, D] out.
@@ -26,7 +29,10 @@ class OrtEncoder:
             options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=DISABLED,
             )
         except Exception as error:  # the library's exceptions have no common base of their own
             raise UnsupportedFormat(f"{path} does not load in ONNX Runtime: {error}") from error
