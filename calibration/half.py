@@ -127,6 +127,8 @@ class TypedGraph:
 
 
 def read_graph(model: ModelProto) -> TypedGraph:
+    """The graph in topological order, typed. Raises UnsupportedFormat where it is not an fp32 graph
+    of ONNX's own operators."""
     constants = {t.name: t for t in model.graph.initializer}
     nodes = []
     for node in model.graph.node:

@@ -72,6 +72,7 @@ class _Writer:
         self._zero = ""
 
     def around(self, node: NodeProto, layer: Layer) -> list[NodeProto]:
+        """The nodes to put before a layer's node, which then takes what they give."""
         own = self._ranges[layer.input]
         weight = np.asarray(self._constants[node.input[1]], np.float32)
         if own.smooth is not None and not own.folded:

@@ -100,9 +100,7 @@ def weight_scales(weight: Floats, axis: int) -> Floats:
 def quantized_weight(weight: Floats, axis: int) -> tuple[NDArray[np.int8], Floats]:
     """The weight as int8 and its scales [C], by output channel."""
     scales = weight_scales(weight, axis)
-    shape = [1] * weight.ndim
-    shape[axis] = -1
-    levels = np.clip(np.rint(weight / scales.reshape(shape)), -LEVELS, LEVELS)
+    levels = np.clip(np.rint(weight / _along(scales, weight.ndim, axis)), -LEVELS, LEVELS)
     return levels.astype(np.int8), scales
 
 
@@ -120,6 +118,7 @@ class _Trial:
         self._expected = [run(self._sample, weight) for run, weight in pairs]
 
     def best(self, foldable: bool) -> Range:
+        """The range with the smallest error, smoothed only where that is free or worth it."""
         plain = self._thresholds(None, 0.0, False)
         if any(layer.in_axis is None for layer in self._layers):
             return plain  # grouped: its weights are of each channel by itself

@@ -12,12 +12,13 @@ from typing import Annotated
 
 import typer
 
-from runtime.cli import Force, Labels, Templates, classify
+from runtime.cli import Force, classify
 from runtime.errors import EdgeClipError
 from training.cli import train
 from training.eval_cli import evaluate
 
-COST = "Precisions, and what they may cost"
+from .export_cli import export
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -54,118 +55,9 @@ app.command(
 app.command("eval", epilog="Example: edgeclip eval bundle/ --data val.csv --out report/")(evaluate)
 
 
-@app.command(
+app.command(
     epilog="Example: edgeclip export ViT-B-32 bundle/ --pretrained openai --labels 'a cat,a dog'"
-)
-def export(
-    checkpoint: Annotated[
-        str,
-        typer.Argument(
-            help="Checkpoint folder, or open_clip model name (for --to-triton alone: a bundle)."
-        ),
-    ],
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder to write.")] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="open_clip weights tag, with a model name.")
-    ] = None,
-    labels: Labels = None,
-    templates: Templates = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.json, for models that need their own.")
-    ] = None,
-    calibrate: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Frames for int8: a picture, folder, table or video; repeatable.",
-            rich_help_panel=COST,
-        ),
-    ] = None,
-    judge: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Frames to judge precisions on (default: some of --calibrate, set apart).",
-            rich_help_panel=COST,
-        ),
-    ] = None,
-    frames: Annotated[
-        int, typer.Option(min=1, help="Most frames of each.", rich_help_panel=COST)
-    ] = 512,
-    min_cosine: Annotated[
-        float,
-        typer.Option(help="With fp32, at the 1st percentile of frames.", rich_help_panel=COST),
-    ] = 0.99,
-    min_agreement: Annotated[
-        float, typer.Option(help="Share of frames that keep their label.", rich_help_panel=COST)
-    ] = 0.99,
-    max_drop: Annotated[
-        float, typer.Option(help="Points of top-1 that may be lost.", rich_help_panel=COST)
-    ] = 0.5,
-    allow_rejected: Annotated[
-        bool,
-        typer.Option(
-            "--allow-rejected", help="Keep what costs too much, marked.", rich_help_panel=COST
-        ),
-    ] = False,
-    triton: Annotated[
-        Path | None,
-        typer.Option("--to-triton", help="Write a Triton model repository of the bundle, too."),
-    ] = None,
-    force: Force = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-) -> None:
-    """Write a bundle: ONNX encoders, tokenizer, prompts; proven against the model."""
-    if bundle is None:
-        _triton_alone(checkpoint, triton, force)
-        return
-    from calibration.gate import Limits
-    from runtime.prompts import read_labels, read_templates
-
-    from .bundle import ExportOptions, export_bundle
-    from .precisions import CalibrationOptions
-
-    limits = Limits(min_cosine=min_cosine, min_agreement=min_agreement, max_drop=max_drop)
-
-    options = ExportOptions(
-        checkpoint=checkpoint,
-        bundle=bundle,
-        pretrained=pretrained,
-        tokenizer=tokenizer,
-        labels=None if labels is None else read_labels(labels),
-        templates=read_templates(templates) if templates else None,
-        precisions=CalibrationOptions(
-            calibrate=tuple(calibrate or ()),
-            judge=tuple(judge or ()),
-            frames=frames,
-            limits=limits,
-            allow_rejected=allow_rejected,
-        ),
-        force=force,
-    )
-    export_bundle(options, quiet=as_json)
-    report = options.bundle / "report"
-    if as_json:
-        print((report / "report.json").read_text(encoding="utf-8"), end="")
-    else:
-        print((report / "report.md").read_text(encoding="utf-8"))
-        print(f"wrote {bundle}")
-    if triton:
-        _write_triton(bundle, triton, force, as_json)
-
-
-def _triton_alone(bundle: str, triton: Path | None, force: bool) -> None:
-    from runtime.errors import DataError
-
-    if triton is None:
-        raise DataError("name the bundle folder to write: edgeclip export CHECKPOINT BUNDLE")
-    _write_triton(Path(bundle), triton, force)
-
-
-def _write_triton(bundle: Path, triton: Path, force: bool, quiet: bool = False) -> None:
-    from .to_triton import to_triton
-
-    to_triton(bundle, triton, force=force)
-    if not quiet:
-        print(f"wrote {triton}")
+)(export)
 
 
 app.command(

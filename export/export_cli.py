@@ -1,0 +1,117 @@
+"""`edgeclip export`: a bundle from a checkpoint, and a Triton repository from a bundle."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from runtime.cli import Force, Labels, Templates
+
+
+def _cost(text: str, *names: str, **more: Any) -> Any:
+    panel = "Precisions, and what they may cost"
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        help="Checkpoint folder, or open_clip model name (for --to-triton alone: a bundle)."
+    ),
+]
+Target = Annotated[Path | None, typer.Argument(help="Bundle folder to write.")]
+Pretrained = Annotated[str | None, typer.Option(help="open_clip weights tag, with a model name.")]
+TokenizerFile = Annotated[
+    Path | None, typer.Option(help="tokenizer.json, for models that need their own.")
+]
+Calibrate = Annotated[
+    list[Path] | None, _cost("Frames for int8: a picture, folder, table or video; repeatable.")
+]
+Judging = Annotated[
+    list[Path] | None,
+    _cost("Frames to judge precisions on (default: some of --calibrate, set apart)."),
+]
+Frames = Annotated[int, _cost("Most frames of each.", min=1)]
+Cosine = Annotated[float, _cost("With fp32, at the 1st percentile of frames.")]
+Agreement = Annotated[float, _cost("Share of frames that keep their label.")]
+Drop = Annotated[float, _cost("Points of top-1 that may be lost.")]
+Allow = Annotated[bool, _cost("Keep what costs too much, marked.", "--allow-rejected")]
+Triton = Annotated[
+    Path | None,
+    typer.Option("--to-triton", help="Write a Triton model repository of the bundle, too."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
+
+def export(
+    checkpoint: Checkpoint,
+    bundle: Target = None,
+    pretrained: Pretrained = None,
+    labels: Labels = None,
+    templates: Templates = None,
+    tokenizer: TokenizerFile = None,
+    calibrate: Calibrate = None,
+    judge: Judging = None,
+    frames: Frames = 512,
+    min_cosine: Cosine = 0.99,
+    min_agreement: Agreement = 0.99,
+    max_drop: Drop = 0.5,
+    allow_rejected: Allow = False,
+    triton: Triton = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a bundle: ONNX encoders, tokenizer, prompts; proven against the model."""
+    if bundle is None:
+        _triton_alone(checkpoint, triton, force)
+        return
+    from calibration.gate import Limits
+    from runtime.prompts import read_labels, read_templates
+
+    from .bundle import ExportOptions, export_bundle
+    from .precisions import CalibrationOptions
+
+    options = ExportOptions(
+        checkpoint=checkpoint,
+        bundle=bundle,
+        pretrained=pretrained,
+        tokenizer=tokenizer,
+        labels=None if labels is None else read_labels(labels),
+        templates=read_templates(templates) if templates else None,
+        precisions=CalibrationOptions(
+            calibrate=tuple(calibrate or ()),
+            judge=tuple(judge or ()),
+            frames=frames,
+            limits=Limits(min_cosine=min_cosine, min_agreement=min_agreement, max_drop=max_drop),
+            allow_rejected=allow_rejected,
+        ),
+        force=force,
+    )
+    export_bundle(options, quiet=as_json)
+    _show(bundle, options.bundle / "report", as_json)
+    if triton:
+        _write_triton(bundle, triton, force, as_json)
+
+
+def _show(bundle: Path, report: Path, as_json: bool) -> None:
+    if as_json:
+        print((report / "report.json").read_text(encoding="utf-8"), end="")
+    else:
+        print((report / "report.md").read_text(encoding="utf-8"))
+        print(f"wrote {bundle}")
+
+
+def _triton_alone(bundle: str, triton: Path | None, force: bool) -> None:
+    from runtime.errors import DataError
+
+    if triton is None:
+        raise DataError("name the bundle folder to write: edgeclip export CHECKPOINT BUNDLE")
+    _write_triton(Path(bundle), triton, force)
+
+
+def _write_triton(bundle: Path, triton: Path, force: bool, quiet: bool = False) -> None:
+    from .to_triton import to_triton
+
+    to_triton(bundle, triton, force=force)
+    if not quiet:
+        print(f"wrote {triton}")
