@@ -1,17 +1,18 @@
 """The gate: what a precision costs on real frames, and whether that is little enough to ship it."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import DataError
 
-from .metrics import Floats, row_cosines
+from .metrics import Counts, Floats, row_cosines
 
-Encode = Callable[[NDArray[np.uint8]], Floats]
+Encode = Callable[[NDArray[Any]], Floats]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class Limits:
 class Cost:
     """What a precision was seen to cost against fp32. `agreement` is the share of frames with the
     same best label (None without labels to choose from), `top1` and `drop` (in points) are of the
-    true labels (None where frames have none). `flipped` are the rows whose label changed."""
+    true labels (None where frames have none). `flipped` are the rows whose label changed. The
+    cosines of a text encoder are of `texts`, not of the frames."""
 
     frames: int
     cosine_p1: float
@@ -37,12 +39,14 @@ class Cost:
     top1: float | None = None
     drop: float | None = None
     flipped: tuple[int, ...] = ()
+    texts: int | None = None
 
     def figures(self) -> dict[str, float]:
         """The figures that there are, for the manifest."""
-        named = ("cosine_p1", "cosine_p50", "agreement", "top1", "drop")
+        named = ("texts", "cosine_p1", "cosine_p50", "agreement", "top1", "drop")
         found = {name: getattr(self, name) for name in named}
-        return {"frames": float(self.frames), **{k: v for k, v in found.items() if v is not None}}
+        there = {name: float(value) for name, value in found.items() if value is not None}
+        return {"frames": float(self.frames), **there}
 
 
 class LayerRow(NamedTuple):
@@ -56,6 +60,16 @@ class LayerRow(NamedTuple):
     cosine: float
     flips: int
     in_float: bool
+
+
+class AnyJudge(Protocol):
+    """What judges an encoder, by what it makes of inputs that it was not calibrated on."""
+
+    def first(self, count: int) -> "AnyJudge":
+        """The same by only the first `count` inputs."""
+
+    def cost(self, encode: Encode) -> Cost:
+        """What an encoder costs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,31 +99,39 @@ class Judge:
 
     def compare(self, rows: Floats) -> Cost:
         """The same of its embeddings [N, D]."""
-        cosines = np.nan_to_num(row_cosines(self.reference, rows), nan=-1.0)
-        cost = Cost(
-            frames=len(cosines),
-            cosine_p1=float(np.quantile(cosines, 0.01)),
-            cosine_p50=float(np.median(cosines)),
-        )
-        return cost if self.bank is None else self._labelled(cost, rows, self.bank)
+        cost = turned(self.reference, rows)
+        if self.bank is None:
+            return cost
+        before = (self.reference @ self.bank.T).argmax(axis=1)
+        after = np.nan_to_num(rows @ self.bank.T, nan=-1.0).argmax(axis=1)
+        return relabelled(cost, before, after, self.targets)
 
-    def _labelled(self, cost: Cost, rows: Floats, bank: Floats) -> Cost:
-        before = (self.reference @ bank.T).argmax(axis=1)
-        after = np.nan_to_num(rows @ bank.T, nan=-1.0).argmax(axis=1)
-        same = before == after
-        top1 = drop = None
-        if self.targets is not None:
-            top1 = float((after == self.targets).mean())
-            drop = 100 * (float((before == self.targets).mean()) - top1)
-        return Cost(
-            frames=cost.frames,
-            cosine_p1=cost.cosine_p1,
-            cosine_p50=cost.cosine_p50,
-            agreement=float(same.mean()),
-            top1=top1,
-            drop=drop,
-            flipped=tuple(np.flatnonzero(~same).tolist()),
-        )
+
+def turned(reference: Floats, rows: Floats) -> Cost:
+    """How far embeddings [N, D] are from fp32's; one that is not finite counts as cosine -1."""
+    cosines = np.nan_to_num(row_cosines(reference, rows), nan=-1.0)
+    return Cost(
+        frames=len(cosines),
+        cosine_p1=float(np.quantile(cosines, 0.01)),
+        cosine_p50=float(np.median(cosines)),
+    )
+
+
+def relabelled(cost: Cost, before: Counts, after: Counts, targets: Counts | None) -> Cost:
+    """The cost with what becomes of the frames' best labels [N]: fp32's, now, and the true ones."""
+    same = before == after
+    top1 = drop = None
+    if targets is not None:
+        top1 = float((after == targets).mean())
+        drop = 100 * (float((before == targets).mean()) - top1)
+    return dataclasses.replace(
+        cost,
+        frames=len(same),
+        agreement=float(same.mean()),
+        top1=top1,
+        drop=drop,
+        flipped=tuple(np.flatnonzero(~same).tolist()),
+    )
 
 
 def _first(batches: Iterator[NDArray[np.uint8]], count: int) -> Iterator[NDArray[np.uint8]]:

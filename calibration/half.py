@@ -10,19 +10,30 @@ float must be ours to choose, by their place in the encoder as well as by their 
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
+import onnx.version_converter
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
-from onnx.defs import OpSchema
 
-from runtime.errors import DataError, UnsupportedFormat
+from runtime.errors import DataError
 
-FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+from .typed_graph import (
+    CARRIERS,
+    DEQUANTIZE,
+    FLOAT,
+    HALF,
+    QUANTIZE,
+    TypedGraph,
+    name_of,
+    read_graph,
+    types_of,
+)
+
 LARGEST = 65504.0  # of float16
+HALF_SCALES_OPSET, HALF_SCALES_IR = 19, 9  # the first with scales of Q/DQ in float16
 LOST = 0.01  # of a constant's norm: more, and its node stays in float
 
 GEMMS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -32,12 +43,6 @@ FLOAT_OPS = MEANS | {
     "BatchNormalization", "Exp", "InstanceNormalization", "LayerNormalization", "Log", "LogSoftmax",
     "LpNormalization", "MeanVarianceNormalization", "Reciprocal", "ReduceL1", "ReduceLogSum",
     "ReduceLogSumExp", "ReduceProd", "Sqrt",
-}  # fmt: skip
-# What moves numbers and does not compute: it takes the type that is there.
-CARRIERS = {
-    "Cast", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
-    "Identity", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose",
-    "Unsqueeze",
 }  # fmt: skip
 
 
@@ -57,8 +62,9 @@ def to_half(model: ModelProto, keep_float: Collection[str] = ()) -> ModelProto:
     - those named in `keep_float` (see `overflowing`; a node without a name goes by its output).
 
     Softmax runs in half: its results lie in 0..1, and TensorRT fuses attention only where no Cast
-    is inside. Reshapes and their like run in the type around them. The same model gives the same
-    bytes, in the opset and IR version it came in.
+    is inside. Reshapes and their like run in the type around them, and so do Q/DQ (of opset 19 on,
+    which has float16 scales). The same model gives the same bytes, in the opset and IR version it
+    came in.
 
     Raises UnsupportedFormat for a graph that is not fp32 or not of ONNX's own operators, and
     DataError for a name in `keep_float` that no node has.
@@ -80,119 +86,26 @@ def to_half(model: ModelProto, keep_float: Collection[str] = ()) -> ModelProto:
     return made
 
 
-def name_of(node: NodeProto) -> str:
-    """The name that a node is kept in float by: its own, or its first output's."""
-    return node.name or node.output[0]
+def int8_in_half(model: ModelProto, keep_float: Collection[str] = ()) -> ModelProto:
+    """The int8 encoder of `quantize` with fp16 for what is float32 in it, its scales included.
+
+    Only opset 19 has such scales. What Q/DQ holds of `keep_float` is taken as it comes: a layer
+    that is no longer quantised has none.
+    """
+    newer = onnx.version_converter.convert_version(model, HALF_SCALES_OPSET)
+    newer.ir_version = HALF_SCALES_IR
+    names = {name_of(node) for node in newer.graph.node}
+    return to_half(newer, set(keep_float) & names)
 
 
-@dataclass(frozen=True)
-class TypedGraph:
-    """A graph with what the pass asks of it. Nodes go by their place in topological order."""
-
-    nodes: Sequence[NodeProto]
-    schemas: Sequence[OpSchema]
-    types: Mapping[str, int]  # element types of all tensors
-    constants: Mapping[str, TensorProto]
-    makers: Mapping[str, int]  # the node that each computed tensor comes from
-    users: Mapping[str, Sequence[int]]
-    borders: set[str]  # the graph's own inputs and outputs
-
-    def inputs_of(self, i: int) -> Iterator[tuple[str, bool]]:
-        """A node's float inputs, and whether its operator takes them as half too."""
-        return self._ports(self.nodes[i].input, self.schemas[i].inputs)
-
-    def outputs_of(self, i: int) -> Iterator[tuple[str, bool]]:
-        """A node's float outputs, and whether its operator gives them as half too."""
-        return self._ports(self.nodes[i].output, self.schemas[i].outputs)
-
-    def carries(self, i: int) -> bool:
-        """Whether a node takes the type that is there: it moves numbers, or makes none."""
-        return self.nodes[i].op_type in CARRIERS or not any(self.outputs_of(i))
-
-    def casts_integers(self, i: int) -> bool:
-        """Whether a node is a Cast from integers or booleans."""
-        return self.nodes[i].op_type == "Cast" and not any(self.inputs_of(i))
-
-    def parents(self, i: int) -> set[int]:
-        """The nodes that a node takes its inputs from."""
-        return {self.makers[name] for name in self.nodes[i].input if name in self.makers}
-
-    def _ports(
-        self, names: Iterable[str], formal: Sequence[OpSchema.FormalParameter]
-    ) -> Iterator[tuple[str, bool]]:
-        for position, name in enumerate(names):
-            if self.types.get(name) == FLOAT:
-                kind = formal[min(position, len(formal) - 1)]  # the last one may be variadic
-                yield name, "tensor(float16)" in kind.types
-
-
-def read_graph(model: ModelProto) -> TypedGraph:
-    """The graph in topological order, typed. Raises UnsupportedFormat where it is not an fp32 graph
-    of ONNX's own operators."""
-    constants = {t.name: t for t in model.graph.initializer}
-    nodes = []
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            constants[node.output[0]] = node.attribute[0].t
-        else:
-            nodes.append(node)
-    schemas, types = [_schema(node, model) for node in nodes], types_of(model)
-    half = [name for name, kind in types.items() if kind == HALF]
-    if half:
-        raise UnsupportedFormat(f"{half[0]} is float16 already; convert the fp32 file of the model")
-    users = defaultdict(list)
-    for i, node in enumerate(nodes):
-        for name in node.input:
-            users[name].append(i)
-    return TypedGraph(
-        nodes=nodes,
-        schemas=schemas,
-        types=types,
-        constants=constants,
-        makers={name: i for i, node in enumerate(nodes) for name in node.output if name},
-        users=users,
-        borders={value.name for value in (*model.graph.input, *model.graph.output)},
-    )
-
-
-def _schema(node: NodeProto, model: ModelProto) -> OpSchema:
-    if any(a.HasField("g") or a.graphs for a in node.attribute):
-        raise UnsupportedFormat(
-            f"{name_of(node)}: {node.op_type} holds a graph of its own, which cannot go to half "
-            "precision; export the model without control flow"
-        )
-    opsets = {o.domain: o.version for o in model.opset_import}
-    try:
-        return onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 0), node.domain)
-    except onnx.defs.SchemaError as error:
-        raise UnsupportedFormat(
-            f"{name_of(node)}: the operator {node.op_type} is not ONNX's own; "
-            "convert the file as it was exported, before any optimiser"
-        ) from error
-
-
-def types_of(model: ModelProto) -> dict[str, int]:
-    """Element types of all tensors. The weights are shown to the inference as inputs: it would
-    copy them."""
-    light = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    light.graph.name = model.graph.name
-    light.graph.node.extend(model.graph.node)
-    light.graph.input.extend(model.graph.input)
-    light.graph.output.extend(model.graph.output)
-    for t in model.graph.initializer:
-        if t.data_type in (FLOAT, HALF):
-            value = onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
-            light.graph.input.append(value)
-        else:
-            light.graph.initializer.append(t)
-    try:
-        graph = onnx.shape_inference.infer_shapes(light, strict_mode=True).graph
-    except onnx.shape_inference.InferenceError as error:
-        raise UnsupportedFormat(f"the graph does not hold together: {error}") from error
-    types = {t.name: t.data_type for t in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        types[value.name] = value.type.tensor_type.elem_type
-    return types
+def in_float(half: ModelProto, named: Collection[str] = ()) -> set[str]:
+    """The Linears and convolutions that an encoder of `to_half` leaves in float, but for the last
+    one, which always is; and of the nodes `named`, those that are no Q/DQ."""
+    types = types_of(half)
+    gemms = [node for node in half.graph.node if node.op_type in GEMMS][:-1]
+    found = {name_of(n) for n in gemms if HALF not in {types.get(x) for x in n.output}}
+    pairs = {name_of(n) for n in half.graph.node if n.op_type in (QUANTIZE, DEQUANTIZE)}
+    return found | (set(named) - pairs)
 
 
 def _in_float(graph: TypedGraph, keep: Collection[str]) -> set[int]:
@@ -208,7 +121,7 @@ def _in_float(graph: TypedGraph, keep: Collection[str]) -> set[int]:
             or not all(_fits(graph.constants[n]) for n, _ in inputs if n in graph.constants)
         ):
             fixed.add(i)
-    return _with_carriers(graph, fixed | _squares(graph))
+    return _with_carriers(graph, _with_pairs(graph, fixed | _squares(graph)))
 
 
 def _head(graph: TypedGraph) -> set[int]:
@@ -217,7 +130,7 @@ def _head(graph: TypedGraph) -> set[int]:
     found: set[int] = set()
     for i, node in enumerate(graph.nodes):
         parents = graph.parents(i)
-        if node.op_type in GEMMS or parents & after:
+        if node.op_type in GEMMS | {QUANTIZE} or parents & after:
             after.add(i)
         elif parents & found or graph.casts_integers(i):
             found.add(i)
@@ -253,6 +166,21 @@ def _squares(graph: TypedGraph) -> set[int]:
         for i, node in nodes.items()
         if node.op_type == "Pow" or (node.op_type == "Mul" and node.input[0] == node.input[1])
     }
+
+
+def _with_pairs(graph: TypedGraph, fixed: set[int]) -> set[int]:
+    """Adds what must be of a float node's type for Q/DQ to be fused: a layer, the pairs on its
+    input and its weight, and the other layers that share one."""
+    found, left = set(fixed), list(fixed)
+    while left:
+        i = left.pop()
+        makes_pair = graph.nodes[i].op_type in (QUANTIZE, DEQUANTIZE)
+        users = {user for name in graph.nodes[i].output for user in graph.users[name]}
+        pairs = {p for p in graph.parents(i) if graph.nodes[p].op_type in (QUANTIZE, DEQUANTIZE)}
+        near = pairs | users if makes_pair else pairs
+        left += near - found
+        found |= near
+    return found
 
 
 def _with_carriers(graph: TypedGraph, fixed: set[int]) -> set[int]:

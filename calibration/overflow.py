@@ -11,7 +11,8 @@ from onnx import ModelProto, NodeProto
 
 from runtime.errors import DataError
 
-from .half import FLOAT, HALF, LARGEST, TypedGraph, name_of, read_graph, types_of
+from .half import LARGEST
+from .typed_graph import FLOAT, HALF, TypedGraph, name_of, read_graph, types_of
 
 
 def overflowing(

@@ -1,17 +1,17 @@
-"""The precisions of an image encoder: each made from fp32, judged on frames, accepted or not."""
+"""The precisions of an encoder: each made from fp32, judged on frames, accepted or not."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 from rich.progress import Progress
 
 from .activations import observe
-from .gate import Cost, Judge, LayerRow, Limits, faults
-from .half import to_half
+from .gate import AnyJudge, Cost, LayerRow, Limits, faults
+from .half import in_float, int8_in_half, to_half
 from .layers import Layer, find_layers
 from .overflow import overflowing, rounding
 from .quantize import folded, int8_share
@@ -20,8 +20,9 @@ from .sensitivity import Search, encoder
 
 BATCH = 8
 DRIFT_FRAMES = 64  # on which each layer is judged by itself
+_MORE_IN_FLOAT = (0, 1, 2, 4, 8)  # layers than in int8, until int8_fp16 holds the gate
 
-Batches = Callable[[], Iterator[NDArray[np.uint8]]]
+Batches = Callable[[], Iterator[NDArray[Any]]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +36,9 @@ class Candidate:
     float_layers: tuple[str, ...] = ()
     int8_share: float = 0.0
     layers: tuple[LayerRow, ...] = ()
+    search: Search | None = None
+    """What int8 was found by, and the layers from the one that suffers most, for int8_fp16."""
+    order: tuple[str, ...] = ()
 
     @property
     def accepted(self) -> bool:
@@ -48,7 +52,7 @@ class Candidate:
 
 
 def half_candidate(
-    model: ModelProto, frames: Batches, judge: Judge, limits: Limits, progress: Progress
+    model: ModelProto, frames: Batches, judge: AnyJudge, limits: Limits, progress: Progress
 ) -> Candidate:
     """The fp16 encoder; what would overflow on the frames stays in float."""
     task = progress.add_task("fp16: largest activations", total=None)
@@ -68,7 +72,7 @@ def half_candidate(
 def int8_candidate(
     model: ModelProto,
     frames: Batches,
-    judge: Judge,
+    judge: AnyJudge,
     limits: Limits,
     progress: Progress,
     cache: Path | None = None,
@@ -84,6 +88,7 @@ def int8_candidate(
     drift = alone.drift(lambda: progress.advance(task))
     progress.update(task, description="int8: the gate", total=None)
     kept, cost = search.fewest(drift)
+    search, cost = search.with_residuals(kept, cost)
     progress.remove_task(task)
     found = faults(cost, limits)
     if len(kept) == len(layers):
@@ -96,6 +101,38 @@ def int8_candidate(
         float_layers=tuple(layer.name for layer in layers if layer.name in kept),
         int8_share=int8_share(layers, kept),
         layers=tuple(_row(layer, ranges[layer.input], drift, kept) for layer in layers),
+        search=search,
+        order=tuple(sorted(drift, key=lambda name: drift[name].cosine_p1)),
+    )
+
+
+def int8_half_candidate(int8: Candidate, frames: Batches, progress: Progress) -> Candidate:
+    """The int8 encoder with fp16 for all that is float in it, its scales too: opset 19, for
+    TensorRT from 10 on.
+
+    It has the same layers in int8, but for a few more of the worst where the gate asks for it.
+    """
+    assert int8.search is not None
+    task = progress.add_task("int8_fp16: largest activations", total=None)
+    beyond = overflowing(int8.model, frames())
+    progress.update(task, description="int8_fp16: the gate")
+    search, kept = int8.search, list(int8.float_layers)
+    others = [name for name in int8.order if name not in kept]
+    for more in _MORE_IN_FLOAT:
+        extra = others[:more]
+        made = int8_in_half(search.made([*kept, *extra]), beyond)
+        cost = search.judge.cost(encoder(rounding(made), optimise=False))
+        found = faults(cost, search.limits)
+        if not found or not int8.accepted:
+            break
+    progress.remove_task(task)
+    return Candidate(
+        name="int8_fp16",
+        model=made,
+        cost=cost,
+        faults=tuple(found),
+        float_layers=tuple(sorted({*kept, *extra} | in_float(made, beyond))),
+        int8_share=int8_share(search.layers, [*kept, *extra]),
     )
 
 
@@ -103,7 +140,7 @@ def _search(
     model: ModelProto,
     layers: tuple[Layer, ...],
     frames: Batches,
-    judge: Judge,
+    judge: AnyJudge,
     limits: Limits,
     progress: Progress,
     cache: Path | None,

@@ -9,7 +9,8 @@ import onnx.numpy_helper
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from .layers import Layer, by_input_channel, initializers
+from .layers import Layer, by_input_channel, consumers_of, initializers
+from .metrics import Floats
 from .ranges import Range, quantized_weight
 
 
@@ -41,25 +42,47 @@ def quantize(
     layers: Sequence[Layer],
     ranges: Mapping[str, Range],
     keep_float: Collection[str] = (),
+    residuals: bool = False,
 ) -> ModelProto:
     """The int8 encoder of `model` (as `folded` gives it, with its layers), opset 17.
 
     Symmetric int8: each layer's input by one scale, its weight by one for each output channel;
-    one Q/DQ pair for a tensor that feeds several layers. Layers named in `keep_float` stay as they
-    are. onnxruntime.quantization also puts Q/DQ on the attention's own products, which TensorRT
+    one Q/DQ pair for a tensor that feeds several layers; biases give back what int8 takes from the
+    outputs on average. Layers named in `keep_float` stay as they are. With `residuals`, where a
+    convolution's output is added to a tensor that is int8 for another layer, the sum takes that
+    int8: TensorRT then runs convolution and sum as one, and keeps no float copy of the tensor.
+
+    onnxruntime.quantization also puts Q/DQ on the attention's own products, which TensorRT
     does not gain by, and knows neither smoothing nor one range for each tensor.
     """
     made = ModelProto()
     made.CopyFrom(model)
     writer = _Writer(made, ranges)
     chosen = {layer.name: layer for layer in layers if layer.name not in keep_float}
+    sums = residual_sums(model, tuple(chosen.values())) if residuals else {}
     nodes = list(made.graph.node)
     del made.graph.node[:]
     for node in nodes:
         if node.name in chosen:
             made.graph.node.extend(writer.around(node, chosen[node.name]))
+        elif node.op_type == "Add":
+            writer.sum(node, sums.get(node.name))
         made.graph.node.append(node)
     return without_unused(made)
+
+
+def residual_sums(model: ModelProto, layers: Sequence[Layer]) -> dict[str, str]:
+    """The sums, by their nodes' names, of what a convolution among the layers alone makes and a
+    tensor that another layer takes: that tensor."""
+    names = {layer.name for layer in layers if layer.operator == "Conv"}
+    convolved = {node.output[0] for node in model.graph.node if node.name in names}
+    taken, users = {layer.input for layer in layers}, consumers_of(model)
+    found = {}
+    for node in model.graph.node:
+        for own, other in (node.input, node.input[::-1]) if node.op_type == "Add" else ():
+            if own in convolved and len(users[own]) == 1 and other in taken - {own}:
+                found[node.name] = other
+    return found
 
 
 class _Writer:
@@ -69,6 +92,7 @@ class _Writer:
         self._model, self._ranges = model, ranges
         self._constants = initializers(model)
         self._done: dict[str, str] = {}
+        self._biases: dict[str, tuple[str, str]] = {}  # by a MatMul's output: the old and the new
         self._zero = ""
 
     def around(self, node: NodeProto, layer: Layer) -> list[NodeProto]:
@@ -88,7 +112,29 @@ class _Writer:
         ]
         node.input[1] = f"{name}.float"
         made.append(_node("DequantizeLinear", inputs, node.input[1], axis=layer.out_axis))
+        self._correct(node, layer, own.shifts.get(layer.name))
         return made
+
+    def sum(self, node: NodeProto, residual: str | None) -> None:
+        """Has an Add take the corrected bias of a MatMul, or the int8 form of `residual`."""
+        renamed = {}
+        for name in node.input:
+            if name in self._biases:
+                old, new = self._biases[name]
+                renamed[old] = new
+        if residual in self._done and self._ranges[residual].smooth is None:
+            renamed[residual] = self._done[residual]
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+
+    def _correct(self, node: NodeProto, layer: Layer, shift: Floats | None) -> None:
+        if shift is None or layer.bias is None:
+            return
+        bias = np.asarray(self._constants[layer.bias], np.float32) + shift
+        name = _add(self._model, f"{layer.name}.bias", bias)
+        if node.op_type == "MatMul":
+            self._biases[node.output[0]] = layer.bias, name
+        else:
+            node.input[2] = name
 
     def _input(self, layer: Layer, own: Range) -> list[NodeProto]:
         """The Q/DQ pair of a layer's input, where an earlier layer has not brought it."""

@@ -1,7 +1,7 @@
 """Chooses, for every tensor that feeds a layer, the range of its int8 and how to even it out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ class Range:
     """How one tensor is quantised: clipped at `threshold`, after its channels were divided by
     `smooth` [C] (by SmoothQuant with `alpha`; None: as they are). `folded` says that the division
     costs nothing, for it is part of the LayerNormalization that makes the tensor. `error` is the
-    relative squared error that this causes in the outputs of its layers."""
+    relative squared error that this causes in the outputs of its layers, and `shifts` what it takes
+    from them on average [C], by the layer's name, for their biases to give back."""
 
     threshold: float
     method: str
@@ -32,11 +33,12 @@ class Range:
     smooth: Floats | None = None
     alpha: float = 0.0
     folded: bool = False
+    shifts: Mapping[str, Floats] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:
         """The step of the int8."""
-        return max(self.threshold, _SMALLEST) / LEVELS
+        return float(steps(np.array(self.threshold, np.float32)))
 
 
 def choose_ranges(
@@ -47,7 +49,8 @@ def choose_ranges(
 ) -> dict[str, Range]:
     """The best range of each layers' input, by trying all on what was kept of the calibration
     frames: min-max, percentiles, entropy and mean squared error, each with and without SmoothQuant
-    (Xiao et al. 2023, arXiv:2211.10438).
+    (Xiao et al. 2023, arXiv:2211.10438); and the shift of the outputs that is left (Nagel et al.
+    2019, arXiv:1906.04721, section 4.2), which is large where a channel has few weights.
 
     It is measured where it counts, at the outputs of the layers, their weights quantised as well.
     onnxruntime.quantization chooses one method for a whole model, from histograms alone.
@@ -58,7 +61,7 @@ def choose_ranges(
     for tensor, own in by_input.items():
         weights = [np.asarray(constants[layer.weight], np.float32) for layer in own]
         trial = _Trial(model, own, weights, seen[tensor])
-        found[tensor] = trial.best(tensor in foldable)
+        found[tensor] = trial.with_shifts(trial.best(tensor in foldable))
         advance()
     return found
 
@@ -86,15 +89,24 @@ def foldable_inputs(model: ModelProto, layers: Sequence[Layer]) -> set[str]:
 
 def quantized(values: Floats, threshold: float) -> Floats:
     """The values as symmetric int8 represents them."""
-    step = np.float32(max(threshold, _SMALLEST) / LEVELS)
+    step = steps(np.array(threshold, np.float32))
     return np.asarray(np.clip(np.rint(values / step), -LEVELS, LEVELS) * step, np.float32)
+
+
+def steps(thresholds: Floats) -> Floats:
+    """The steps of int8 that reaches up to `thresholds`: the next numbers that float16 holds too,
+    so that a file with scales in float16 has the very same int8."""
+    exact = np.maximum(thresholds, _SMALLEST) / LEVELS
+    half = exact.astype(np.float16)
+    half = np.where(half < exact, np.nextafter(half, np.float16(np.inf)), half)
+    return np.asarray(half, np.float32)
 
 
 def weight_scales(weight: Floats, axis: int) -> Floats:
     """The step of each output channel's int8 [C]."""
     other = tuple(a for a in range(weight.ndim) if a != axis)
     largest = np.abs(weight).max(axis=other)
-    return np.asarray(np.where(largest > 0, largest, 1) / LEVELS, np.float32)
+    return steps(np.where(largest > 0, largest, 1))
 
 
 def quantized_weight(weight: Floats, axis: int) -> tuple[NDArray[np.int8], Floats]:
@@ -137,16 +149,31 @@ class _Trial:
         factors = factors / np.exp(np.log(factors).mean())
         return np.asarray(np.clip(factors, 1e-4, 1e4), np.float32)
 
+    def with_shifts(self, chosen: Range) -> Range:
+        """The range with what it takes from each output channel on average."""
+        sample, weights = self._smoothed(chosen.smooth)
+        rounded = quantized(sample, chosen.threshold)
+        shifts = {}
+        for layer, run, weight, right in zip(
+            self._layers, self._run, weights, self._expected, strict=True
+        ):
+            lost = right - run(rounded, _dequantized(weight, layer.out_axis))
+            other = tuple(a for a in range(lost.ndim) if a != layer.channel_axis % lost.ndim)
+            shifts[layer.name] = np.asarray(lost.mean(axis=other), np.float32)
+        return replace(chosen, shifts=shifts)
+
+    def _smoothed(self, smooth: Floats | None) -> tuple[Floats, list[Floats]]:
+        """The sample and the weights after smoothing."""
+        if smooth is None:
+            return self._sample, self._weights
+        sample = self._sample / _along(smooth, self._sample.ndim, self._layers[0].channel_axis)
+        pairs = zip(self._weights, self._layers, strict=True)
+        return sample, [w * by_input_channel(smooth, layer) for w, layer in pairs]
+
     def _thresholds(self, smooth: Floats | None, alpha: float, foldable: bool) -> Range:
-        sample, histogram = self._sample, self._seen.histogram
-        weights = self._weights
+        sample, weights = self._smoothed(smooth)
+        histogram = self._seen.histogram
         if smooth is not None:
-            axis = self._layers[0].channel_axis
-            sample = sample / _along(smooth, sample.ndim, axis)
-            weights = [
-                w * by_input_channel(smooth, layer)
-                for w, layer in zip(weights, self._layers, strict=True)
-            ]
             histogram = Histogram()
             histogram.add(sample)
             histogram.largest = float((self._seen.channels / smooth).max())

@@ -1,15 +1,15 @@
 """Which layers suffer from int8, and the fewest that must stay in float for the gate to hold."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import ModelProto
 
 from .activations import session_of
-from .gate import Cost, Encode, Judge, Limits, faults
+from .gate import AnyJudge, Cost, Encode, Limits, faults
 from .layers import Layer
-from .quantize import quantize
+from .quantize import quantize, residual_sums
 from .ranges import Range
 
 Advance = Callable[[], None]
@@ -23,12 +23,23 @@ class Search:
     model: ModelProto
     layers: Sequence[Layer]
     ranges: Mapping[str, Range]
-    judge: Judge
+    judge: AnyJudge
     limits: Limits
+    residuals: bool = False
 
     def made(self, keep_float: Collection[str]) -> ModelProto:
         """The int8 encoder with these layers in float."""
-        return quantize(self.model, self.layers, self.ranges, keep_float)
+        return quantize(self.model, self.layers, self.ranges, keep_float, self.residuals)
+
+    def with_residuals(self, keep_float: Collection[str], cost: Cost) -> tuple["Search", Cost]:
+        """The same with int8 in the sums that convolutions end in, and what it costs then; as it
+        is where there are none, or where the gate would not hold."""
+        quantised = [layer for layer in self.layers if layer.name not in keep_float]
+        if faults(cost, self.limits) or not residual_sums(self.model, quantised):
+            return self, cost
+        other = replace(self, residuals=True)
+        found = other.cost(keep_float)
+        return (self, cost) if faults(found, self.limits) else (other, found)
 
     def cost(self, keep_float: Collection[str]) -> Cost:
         """What it costs."""
@@ -84,8 +95,8 @@ class Search:
 
 
 def encoder(model: ModelProto, optimise: bool = True) -> Encode:
-    """An ONNX image encoder as a function from frames [n, H, W, 3] to unit rows [n, D]; without
-    `optimise` each node is run as it is written."""
+    """An ONNX encoder as a function from frames [n, H, W, 3] or tokens [n, L] to unit rows [n, D];
+    without `optimise` each node is run as it is written."""
     session = session_of(model, optimise)
     name = session.get_inputs()[0].name
     return lambda frames: np.asarray(session.run(None, {name: frames})[0])

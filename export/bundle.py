@@ -31,6 +31,12 @@ from training.text import text_side
 
 from .precisions import CalibrationOptions, Made, make_precisions, write_precisions
 from .report import write_report
+from .text_precisions import (
+    MadeTexts,
+    choose_texts,
+    make_text_precisions,
+    write_text_precisions,
+)
 from .to_onnx import write_onnx
 from .towers import ImageEncoder, TextEncoder
 
@@ -83,6 +89,7 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
     templates = options.templates or clip.templates
     content, text = text_side(clip, options.tokenizer, templates)
     tokenizer = Tokenizer(content, text)
+    texts = choose_texts(options.precisions, options.labels, tokenizer, PROBES)
     if clip.source == "random weights":
         console.print("[yellow]random weights: this bundle is good for measuring speed only[/]")
     with new_folder(options.bundle, manifest.NAME, options.force) as folder:
@@ -109,22 +116,18 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
         with make_precisions(
             options.precisions, Classifier(Bundle(folder)), options.labels, patterns, console
         ) as others:
-            entries, refused = write_precisions(others, folder, options.precisions.allow_rejected)
-            made = msgspec.structs.replace(made, precisions=made.precisions | entries)
-            _write_confidence(others, made, folder)
-            write_report(folder, made, rows, others)
+            made_texts = make_text_precisions(
+                options.precisions, folder / TEXT, texts, tokenizer, options.labels, others, console
+            )
+            made, refused = _write_judged(others, made_texts, made, folder, options)
+            write_report(folder, made, rows, others, made_texts)
         made = msgspec.structs.replace(made, files=_files(folder))
         manifest.write(folder, made)
         made, _ = manifest.read(folder)  # what would be refused later is refused now
     if others.ranges:
         others.ranges.unlink(missing_ok=True)
     if refused:
-        what = "is marked as rejected in" if options.precisions.allow_rejected else "is not in"
-        raise GateFailed(
-            f"{'; '.join(refused)}. It {what} {options.bundle}. More frames, or frames more like "
-            "those of the camera (--calibrate), may help; so do looser limits, or --allow-rejected "
-            "to study the file"
-        )
+        raise GateFailed(_refusal(refused, options))
     return made
 
 
@@ -188,6 +191,27 @@ def _write_prompts(options: ExportOptions, made: Manifest, folder: Path) -> dict
     (folder / "prompts").mkdir()
     save_bank(classifier.require_bank(), folder / name)
     return {"default": name}
+
+
+def _write_judged(
+    others: Made, texts: MadeTexts, made: Manifest, folder: Path, options: ExportOptions
+) -> tuple[Manifest, list[str]]:
+    """Writes what was accepted beside fp32; returns the manifest with it, and what was refused."""
+    allow = options.precisions.allow_rejected
+    images, refused = write_precisions(others, folder, allow)
+    text, refused_texts = write_text_precisions(texts, folder, allow)
+    made = msgspec.structs.replace(made, precisions=made.precisions | images, text_precisions=text)
+    _write_confidence(others, made, folder)
+    return made, refused + refused_texts
+
+
+def _refusal(refused: Sequence[str], options: ExportOptions) -> str:
+    what = "is marked as rejected in" if options.precisions.allow_rejected else "is not in"
+    return (
+        f"{'; '.join(refused)}. It {what} {options.bundle}. More frames, or frames more like "
+        "those of the camera (--calibrate), may help, and for the text encoder more labels or "
+        "captions; so do looser limits, or --allow-rejected to study the file"
+    )
 
 
 def _write_confidence(others: Made, made: Manifest, folder: Path) -> None:

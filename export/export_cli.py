@@ -32,9 +32,11 @@ Judging = Annotated[
     _cost("Frames to judge precisions on (default: some of --calibrate, set apart)."),
 ]
 Frames = Annotated[int, _cost("Most frames of each.", min=1)]
+Precisions = Annotated[str, _cost("To make beside fp32, separated by commas.")]
 Cosine = Annotated[float, _cost("With fp32, at the 1st percentile of frames.")]
 Agreement = Annotated[float, _cost("Share of frames that keep their label.")]
 Drop = Annotated[float, _cost("Points of top-1 that may be lost.")]
+TextInt8 = Annotated[bool, _cost("An int8 text encoder, too.", "--text-int8")]
 Allow = Annotated[bool, _cost("Keep what costs too much, marked.", "--allow-rejected")]
 Triton = Annotated[
     Path | None,
@@ -53,10 +55,12 @@ def export(
     calibrate: Calibrate = None,
     judge: Judging = None,
     frames: Frames = 512,
+    precisions: Precisions = "fp16,int8,int8_fp16",
     min_cosine: Cosine = 0.99,
     min_agreement: Agreement = 0.99,
     max_drop: Drop = 0.5,
     allow_rejected: Allow = False,
+    text_int8: TextInt8 = False,
     triton: Triton = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -82,8 +86,10 @@ def export(
             calibrate=tuple(calibrate or ()),
             judge=tuple(judge or ()),
             frames=frames,
+            precisions=tuple(name.strip() for name in precisions.split(",") if name.strip()),
             limits=Limits(min_cosine=min_cosine, min_agreement=min_agreement, max_drop=max_drop),
             allow_rejected=allow_rejected,
+            text_int8=text_int8,
         ),
         force=force,
     )

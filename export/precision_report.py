@@ -94,7 +94,7 @@ def markdown(table: Sequence[Mapping[str, Any]], others: Made) -> Iterator[str]:
     if others.calibration and others.judged:
         yield f"Calibrated on {len(others.calibration)} frames, judged on {len(others.judged)}"
         yield from (f"other ones, told apart by {len(others.labels) or 'no'} labels.", "")
-    yield from _table(COLUMNS, [_cells(row) for row in table])
+    yield from markdown_table(COLUMNS, [_cells(row) for row in table])
     yield "Cosine is that of the embeddings with fp32's, at the 1st and 50th percentile of the"
     yield "frames; ECE is that of the scores before and after they were fitted to held-out frames;"
     yield "ms is one frame in ONNX Runtime on the CPU that made this bundle."
@@ -106,7 +106,8 @@ def markdown(table: Sequence[Mapping[str, Any]], others: Made) -> Iterator[str]:
             yield from _layers(candidate)
     if others.flips:
         yield from ("", "## Frames whose label int8 changes", "", "![Frames](flips.png)", "")
-        yield from _table(("frame", "fp32", "int8"), [(n, a, b) for n, _, a, b in others.flips])
+        flips = [(name, before, after) for name, _, before, after in others.flips]
+        yield from markdown_table(("frame", "fp32", "int8"), flips)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -136,7 +137,7 @@ def _layers(candidate: Candidate) -> Iterator[str]:
     yield "int8 in it alone: the cosine that is left, and how many frames change their label."
     yield ""
     ranked = sorted(candidate.layers, key=lambda row: row.cosine)
-    yield from _table(LAYER_COLUMNS, [_layer_cells(row) for row in ranked])
+    yield from markdown_table(LAYER_COLUMNS, [_layer_cells(row) for row in ranked])
 
 
 def _layer_cells(row: LayerRow) -> tuple[str, ...]:
@@ -152,7 +153,8 @@ def _layer_cells(row: LayerRow) -> tuple[str, ...]:
     )
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table."""
     yield f"| {' | '.join(header)} |"
     yield "|" + "---|" * len(header)
     for cells in lines:

@@ -19,7 +19,14 @@ from calibration.coverage import coverage
 from calibration.frame_set import FrameSet
 from calibration.gate import Judge, Limits, check_limits
 from calibration.metrics import Floats
-from calibration.precisions import BATCH, Candidate, half_candidate, int8_candidate
+from calibration.precisions import (
+    BATCH,
+    Batches,
+    Candidate,
+    half_candidate,
+    int8_candidate,
+    int8_half_candidate,
+)
 from calibration.sampling import sample
 from calibration.sensitivity import encoder
 from runtime.classifier import Classifier
@@ -27,6 +34,7 @@ from runtime.errors import DataError
 from runtime.manifest import Precision
 from runtime.prompts import Labels, build_bank
 
+PRECISIONS = ("fp16", "int8", "int8_fp16")
 CALIBRATION_SHARE = 0.6  # of --calibrate, where there is no --judge; the rest judges
 
 
@@ -35,15 +43,18 @@ class CalibrationOptions:
     """Frames to calibrate and to judge on, and what a precision may cost on them.
 
     `calibrate` and `judge` are pictures, folders, tables and videos; without `judge` some of the
-    frames of `calibrate` are set apart. `frames` is the most of each. Raises DataError for limits
-    that are none.
+    frames of `calibrate` are set apart. `frames` is the most of each. `precisions` are those to
+    make beside fp32, int8 ones only where there are frames; `text_int8` asks for an int8 text
+    encoder. Raises DataError for limits and precisions that are none.
     """
 
     calibrate: tuple[Path, ...] = ()
     judge: tuple[Path, ...] = ()
     frames: int = 512
+    precisions: tuple[str, ...] = PRECISIONS
     limits: Limits = Limits()
     allow_rejected: bool = False
+    text_int8: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,6 +63,11 @@ class CalibrationOptions:
             raise DataError("--judge goes with --calibrate: int8 needs frames for its ranges too")
         if self.frames < 1:
             raise DataError(f"--frames must be at least 1, it is {self.frames}")
+        for name in self.precisions:
+            if name not in PRECISIONS:
+                raise DataError(f"--precisions: {name!r} is none of {', '.join(PRECISIONS)}")
+        if "int8_fp16" in self.precisions and "int8" not in self.precisions:
+            raise DataError("--precisions: int8_fp16 is made from int8, ask for both")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,6 +84,8 @@ class Made:
     """Frames whose label int8 changed: name, picture, fp32's label, int8's."""
     confidence: Mapping[str, Confidence] = field(default_factory=dict)
     """What makes scores believable, by precision; of the bundle's own labels alone."""
+    judge: Judge | None = None
+    """What judged them, where there are frames."""
     ranges: Path | None = None
     """Where the ranges were kept while they were gathered; not needed any more."""
 
@@ -88,15 +106,14 @@ def make_precisions(
     folder = classifier.bundle.folder
     file = classifier.bundle.manifest.precisions["fp32"].image
     model = onnx.load(classifier.bundle.file(file))
-    with (
-        tempfile.TemporaryDirectory(prefix=".frames-", dir=folder.parent) as store,
-        Progress(console=console, transient=True, disable=console.quiet) as progress,
-    ):
-        if not options.calibrate:
-            yield _on_patterns(model, patterns, options, progress)
-            return
-        sets = _frames(options, classifier, Path(store), progress)
-        yield _on_frames(model, sets, options, classifier, labels, progress)
+    with tempfile.TemporaryDirectory(prefix=".frames-", dir=folder.parent) as store:
+        with Progress(console=console, transient=True, disable=console.quiet) as progress:
+            if options.calibrate:
+                sets = _frames(options, classifier, Path(store), progress)
+                made = _on_frames(model, sets, options, classifier, labels, progress)
+            else:
+                made = _on_patterns(model, patterns, options, progress)
+        yield made
 
 
 def _on_patterns(
@@ -108,9 +125,11 @@ def _on_patterns(
     def batches() -> Iterator[NDArray[np.uint8]]:
         yield patterns
 
+    note = "no frames were given (--calibrate): fp16 was judged on test patterns, int8 not made"
+    if "fp16" not in options.precisions:
+        return Made(candidates=(), notes=(note,))
     judge = Judge(batches, encoder(model)(patterns))
     half = half_candidate(model, batches, judge, options.limits, progress)
-    note = "no frames were given (--calibrate): fp16 was judged on test patterns, int8 not made"
     return Made(candidates=(half,), notes=(note,))
 
 
@@ -167,19 +186,37 @@ def _on_frames(
     def frames() -> Iterator[NDArray[np.uint8]]:
         return calibration.batches(BATCH)
 
-    half = half_candidate(model, frames, judge, options.limits, progress)
     cache = ranges_file(classifier.bundle.folder, model, calibration)
-    int8 = int8_candidate(model, frames, judge, options.limits, progress, cache)
+    candidates = tuple(_candidates(model, frames, judge, options, progress, cache))
     return Made(
-        candidates=(half, int8),
+        candidates=candidates,
         calibration=calibration,
         judged=judged,
         labels=names,
         notes=(*coverage(calibration, names).notes(), *notes),
-        flips=tuple(_flips(int8, judge, judged, names)),
-        confidence=_confidence(classifier, (half, int8), judge) if labels is not None else {},
+        flips=tuple(_flips(candidates, judge, judged, names)),
+        confidence=_confidence(classifier, candidates, judge) if labels is not None else {},
+        judge=judge,
         ranges=cache,
     )
+
+
+def _candidates(
+    model: ModelProto,
+    frames: Batches,
+    judge: Judge,
+    options: CalibrationOptions,
+    progress: Progress,
+    cache: Path,
+) -> Iterator[Candidate]:
+    """Each precision that is asked for, in turn."""
+    if "fp16" in options.precisions:
+        yield half_candidate(model, frames, judge, options.limits, progress)
+    if "int8" in options.precisions:
+        int8 = int8_candidate(model, frames, judge, options.limits, progress, cache)
+        yield int8
+        if "int8_fp16" in options.precisions:
+            yield int8_half_candidate(int8, frames, progress)
 
 
 def ranges_file(folder: Path, model: ModelProto, frames: FrameSet) -> Path:
@@ -236,10 +273,12 @@ def _confidence(
 
 
 def _flips(
-    candidate: Candidate, judge: Judge, judged: FrameSet, labels: Sequence[str]
+    candidates: Sequence[Candidate], judge: Judge, judged: FrameSet, labels: Sequence[str]
 ) -> Iterator[tuple[str, NDArray[np.uint8], str, str]]:
-    rows = candidate.cost.flipped[:24]
-    if not rows or judge.bank is None:
+    """The frames that int8 takes for something else."""
+    candidate = next((found for found in candidates if found.name == "int8"), None)
+    rows = candidate.cost.flipped[:24] if candidate else ()
+    if not candidate or not rows or judge.bank is None:
         return
     frames = np.concatenate(list(judged.batches(BATCH, rows)))
     before = (judge.reference[list(rows)] @ judge.bank.T).argmax(axis=1)

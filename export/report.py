@@ -15,9 +15,13 @@ from runtime.manifest import Manifest
 
 from . import precision_report
 from .precisions import Made
+from .text_precisions import MadeTexts
+from .text_report import text_markdown, text_rows
 
 
-def write_report(folder: Path, made: Manifest, rows: Sequence[Parity], others: Made) -> None:
+def write_report(
+    folder: Path, made: Manifest, rows: Sequence[Parity], others: Made, texts: MadeTexts
+) -> None:
     """Writes `folder/report`: report.json, report.md and its pictures."""
     versions = {
         "torch": torch.__version__,
@@ -25,21 +29,27 @@ def write_report(folder: Path, made: Manifest, rows: Sequence[Parity], others: M
         "onnxruntime": onnxruntime.__version__,
     }
     table = [*precision_report.rows(folder, made, others)]
+    text_table = [*text_rows(folder, made, texts)]
     content = {
         "model": made.model.name,
         "source": made.model.source,
         "parity": [dataclasses.asdict(row) for row in rows],
         "precisions": table,
+        "text_precisions": text_table,
         "layers": [row._asdict() for c in others.candidates for row in c.layers],
         "frames": _frames(others),
-        "notes": list(others.notes),
+        "notes": [*others.notes, *texts.notes],
         "versions": versions,
     }
     report = folder / "report"
     report.mkdir()
     text = json.dumps(content, indent=2) + "\n"
     (report / "report.json").write_text(text, encoding="utf-8")
-    lines = [*_head(folder, made, rows), *precision_report.markdown(table, others)]
+    lines = [
+        *_head(folder, made, rows),
+        *precision_report.markdown(table, others),
+        *text_markdown(text_table, texts),
+    ]
     (report / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for name, picture in precision_report.pictures(others):
         picture.save(report / name)

@@ -1,7 +1,7 @@
 """Holds a bundle against the rules of its format: hashes, graphs, borders, prompt banks, report."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,15 @@ from runtime.backends import Border, image_border, text_border
 from runtime.bundle import Bundle
 from runtime.classifier import Classifier
 from runtime.errors import EdgeClipError
-from runtime.manifest import NAME
+from runtime.manifest import NAME, Precision, TextPrecision
 from runtime.ort import OrtEncoder
 from runtime.prompts import load_bank
 
-from .lint import PRECISIONS, lint, type_name
+from .encoder_graph import type_name
+from .lint import PRECISIONS, lint
 
 REPORT = "report/report.json"
+TEXT_PRECISIONS = PRECISIONS[1:]  # fp32's file is the manifest's text_encoder
 _INPUTS = {"frames": TensorProto.UINT8, "tokens": TensorProto.INT32}
 
 
@@ -39,6 +41,10 @@ def verify(folder: Path) -> list[str]:
             faults += [f"{entry.image}: {fault}" for fault in found]
     found = _encoder(bundle, made.text_encoder, text_border(made), "fp32")
     faults += [f"{made.text_encoder}: {fault}" for fault in found]
+    for precision, text in made.text_precisions.items():
+        if precision in TEXT_PRECISIONS:
+            found = _encoder(bundle, text.file, text_border(made), precision, text.float_layers)
+            faults += [f"{text.file}: {fault}" for fault in found]
     return faults + list(_prompts(bundle))
 
 
@@ -65,17 +71,28 @@ def _precisions(bundle: Bundle) -> Iterator[str]:
         yield f"{REPORT} is missing"
         return
     try:
-        rows = json.loads(bundle.file(REPORT).read_text(encoding="utf-8"))["precisions"]
-        judged = {row["precision"]: row["status"] for row in rows}
+        report = json.loads(bundle.file(REPORT).read_text(encoding="utf-8"))
+        images = {row["precision"]: row["status"] for row in report["precisions"]}
+        texts = {row["precision"]: row["status"] for row in report.get("text_precisions", ())}
     except (ValueError, KeyError, TypeError) as error:
         yield f"{REPORT} is not a report: {error!r}"
         return
-    for precision, entry in made.precisions.items():
-        if precision not in PRECISIONS:
-            yield f"the precision {precision!r} is none of {', '.join(PRECISIONS)}"
+    yield from _statuses("", made.precisions, images, PRECISIONS)
+    yield from _statuses("text ", made.text_precisions, texts, TEXT_PRECISIONS)
+
+
+def _statuses(
+    kind: str,
+    entries: Mapping[str, Precision | TextPrecision],
+    judged: Mapping[str, str],
+    known: Sequence[str],
+) -> Iterator[str]:
+    for precision, entry in entries.items():
+        if precision not in known:
+            yield f"the {kind}precision {precision!r} is none of {', '.join(known)}"
         elif entry.status != judged.get(precision):
             yield (
-                f"{precision} is marked as {entry.status} in the manifest, "
+                f"{kind}{precision} is marked as {entry.status} in the manifest, "
                 f"as {judged.get(precision)} in {REPORT}"
             )
 

@@ -24,6 +24,7 @@ def load(
     templates: Sequence[str] | None = None,
     backend: str = "auto",
     precision: str = "auto",
+    text_precision: str = "fp32",
     threshold: float | None = None,
     threads: int | None = None,
 ) -> Classifier:
@@ -32,8 +33,8 @@ def load(
     Labels come from `labels` (a list, or a mapping to synonyms), from the bundle's prompt bank
     named `prompts`, or, with neither, from its bank "default" where it has one. A prediction
     whose score is below `threshold` is `unknown`; by default that is the score that was fitted with
-    the prompt bank, if any. Raises BundleError, BackendUnavailable or
-    DataError.
+    the prompt bank, if any. `text_precision` is that of the text encoder which embeds labels that
+    are not in a prompt bank. Raises BundleError, BackendUnavailable or DataError.
 
         clf = runtime.load("bundle", labels=["a cat", "a dog"])
         print(clf.classify(frame).label)
@@ -42,7 +43,13 @@ def load(
         raise DataError("give labels= or prompts=, not both")
     if templates is not None and labels is None:
         raise DataError("templates go with labels: a prompt bank has its own")
-    classifier = Classifier(Bundle(bundle), backend=backend, precision=precision, threads=threads)
+    classifier = Classifier(
+        Bundle(bundle),
+        backend=backend,
+        precision=precision,
+        text_precision=text_precision,
+        threads=threads,
+    )
     classifier.threshold = threshold
     if labels is not None:
         classifier.set_labels(labels, templates)

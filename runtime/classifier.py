@@ -34,11 +34,14 @@ class Classifier:
         *,
         backend: str = "auto",
         precision: str = "auto",
+        text_precision: str = "fp32",
         threads: int | None = None,
     ) -> None:
         self.bundle = bundle
         self.backend = backends.choose(backend)
         self.precision = _choose_precision(bundle, precision)
+        self.text_precision = text_precision
+        self._text_file = _text_file(bundle, text_precision)
         self.threads = threads
         self.threshold: float | None = None
         """The score below which a frame is `unknown`; None: as it was fitted with the labels."""
@@ -115,7 +118,7 @@ class Classifier:
             labels,
             manifest.text.templates if templates is None else templates,
             self.embed_text,
-            manifest.files[manifest.text_encoder].sha256,
+            manifest.files[self._text_file].sha256,
         )
 
     def use_prompts(self, name: str) -> None:
@@ -149,16 +152,17 @@ class Classifier:
                 manifest = self.bundle.manifest
                 content = self.bundle.file(manifest.tokenizer).read_bytes()
                 tokenizer = Tokenizer(content, manifest.text)
-                path = self.bundle.file(manifest.text_encoder)
+                path = self.bundle.file(self._text_file)
                 border = backends.text_border(manifest)
                 encoder = backends.open_encoder(self.backend, path, border, self.threads)
                 self._text = tokenizer, encoder
             return self._text
 
     def __repr__(self) -> str:
+        text = "" if self.text_precision == "fp32" else f"text {self.text_precision}, "
         return (
             f"Classifier({self.bundle.manifest.model.name!r}, {self.precision} on {self._image!r}, "
-            f"{len(self.labels)} labels)"
+            f"{text}{len(self.labels)} labels)"
         )
 
 
@@ -175,3 +179,16 @@ def _choose_precision(bundle: Bundle, precision: str) -> str:
     if not accepted:
         raise BundleError(f"{bundle.folder} has no accepted precision; name one with precision=")
     return "fp32" if "fp32" in accepted else accepted[0]
+
+
+def _text_file(bundle: Bundle, precision: str) -> str:
+    """The text encoder of this precision."""
+    made = bundle.manifest
+    if precision == "fp32":
+        return made.text_encoder
+    if precision not in made.text_precisions:
+        have = ", ".join(["fp32", *made.text_precisions])
+        raise BundleError(
+            f"{bundle.folder} has no text encoder of the precision {precision!r}; it has: {have}"
+        )
+    return made.text_precisions[precision].file

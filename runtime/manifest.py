@@ -68,6 +68,15 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True):
     float_layers: tuple[str, ...] = ()
 
 
+class TextPrecision(msgspec.Struct, frozen=True, kw_only=True):
+    """The text encoder in another precision than fp32, and the figures that decided on it."""
+
+    file: str
+    status: Literal["accepted", "rejected"]
+    figures: dict[str, float]
+    float_layers: tuple[str, ...] = ()
+
+
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Size and hash of one file of the bundle."""
 
@@ -94,6 +103,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     head: Head
     precisions: Annotated[dict[str, Precision], msgspec.Meta(min_length=1)]
     text_encoder: str
+    text_precisions: dict[str, TextPrecision] = {}
     tokenizer: str
     prompts: dict[str, str] = {}
     files: dict[str, FileEntry]
@@ -137,6 +147,7 @@ def _check_version(raw: dict[str, Any], path: Path) -> None:
 def _check_references(manifest: Manifest, path: Path) -> None:
     """Every file that is named is listed, and every template takes a label."""
     named = {precision.image for precision in manifest.precisions.values()}
+    named |= {precision.file for precision in manifest.text_precisions.values()}
     named |= {manifest.text_encoder, manifest.tokenizer, *manifest.prompts.values()}
     for name in sorted(named - set(manifest.files)):
         raise UnsupportedFormat(f"{path} does not list the file {name!r}; export the bundle again")
@@ -154,7 +165,7 @@ def write(folder: Path, manifest: Manifest, raw: dict[str, Any] | None = None) -
     beside.replace(folder / NAME)
 
 
-_TABLES = {"precisions", "prompts", "files"}
+_TABLES = {"precisions", "text_precisions", "prompts", "files"}
 
 
 def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -66,17 +66,22 @@ def build_bank(
     """
     synonyms = _synonyms(labels)
     templates = check_templates(templates)
-    prompts = [
-        template.replace("{}", name)
-        for names in synonyms.values()
-        for name in names
-        for template in templates
-    ]
-    rows = embed_text(prompts)
+    rows = embed_text(prompts_of(labels, templates))
     sizes = [len(names) * len(templates) for names in synonyms.values()]
     means = np.stack([part.mean(axis=0) for part in np.split(rows, np.cumsum(sizes)[:-1])])
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     return PromptBank(tuple(synonyms), means.astype(np.float32), templates, text_encoder)
+
+
+def prompts_of(labels: Labels, templates: Sequence[str]) -> list[str]:
+    """Every name of every label in every template, label by label. Raises as `build_bank` does."""
+    templates = check_templates(templates)
+    return [
+        template.replace("{}", name)
+        for names in _synonyms(labels).values()
+        for name in names
+        for template in templates
+    ]
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 from onnx.helper import make_node
 
-from calibration.half import FLOAT, HALF, to_half
+from calibration.half import to_half
 from calibration.metrics import row_cosines
 from calibration.overflow import overflowing, rounding
+from calibration.typed_graph import FLOAT, HALF
 from export.bundle import PROBES, probe_frames
 from export.to_onnx import OPSET, write_onnx
 from export.towers import ImageEncoder

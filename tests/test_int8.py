@@ -383,6 +383,7 @@ GOOD = Cost(frames=1, cosine_p1=1.0, cosine_p50=1.0)
 
 def test_a_gate_that_cannot_hold_keeps_everything_in_float(search: Search) -> None:
     never = dataclasses.replace(search, limits=Limits(min_cosine=1.0, max_drop=-100))
+    assert isinstance(search.judge, Judge)
     never = dataclasses.replace(
         never, judge=dataclasses.replace(search.judge, reference=-search.judge.reference)
     )

@@ -48,9 +48,9 @@ def made(
     return folder
 
 
-def test_three_precisions_that_agree(made: Path, judged: Path) -> None:
+def test_precisions_that_agree(made: Path, judged: Path) -> None:
     found, _ = manifest.read(made)
-    assert list(found.precisions) == ["fp32", "fp16", "int8"]
+    assert list(found.precisions) == ["fp32", "fp16", "int8", "int8_fp16"]
     assert {entry.status for entry in found.precisions.values()} == {"accepted"}
     half, int8 = (found.precisions[name].figures for name in ("fp16", "int8"))
     assert half["cosine_p1"] >= 0.9999 and half["agreement"] == 1
@@ -61,7 +61,44 @@ def test_three_precisions_that_agree(made: Path, judged: Path) -> None:
     assert verify(made) == []
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_int8_fp16_is_int8_with_half_around_it(made: Path) -> None:
+    """The same int8 weights, scales in float16, and float32 only where fp16 keeps it too."""
+    found, _ = manifest.read(made)
+    int8, both = found.precisions["int8"].figures, found.precisions["int8_fp16"].figures
+    assert both["cosine_p1"] >= 0.99 and both["int8_share"] == int8["int8_share"]
+    models = [onnx.load(made / found.precisions[name].image) for name in ("int8", "int8_fp16")]
+    assert [model.opset_import[0].version for model in models] == [17, 19]
+    weights = [int8_weights(model) for model in models]
+    assert weights[0].keys() == weights[1].keys() and len(weights[0]) == 10
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+    scales = [t for t in models[1].graph.initializer if t.name.endswith(".scale")]
+    halves = [t for t in scales if t.data_type == onnx.TensorProto.FLOAT16]
+    assert len(scales) - len(halves) == 2  # the projection's: its input's and its weight's
+
+
+def int8_weights(model: onnx.ModelProto) -> dict[str, Any]:
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    return {name: a for name, a in arrays.items() if a.dtype == np.int8 and a.ndim >= 2}
+
+
+@pytest.mark.parametrize("names", [(), ("fp16",), ("int8",)])
+def test_only_the_precisions_that_are_asked_for(
+    checkpoint: Path, squares: Path, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    chosen = options(checkpoint, tmp_path / "b", calibrate=(squares,), precisions=names)
+    assert list(export_bundle(chosen, quiet=True).precisions) == ["fp32", *names]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(("fp8",), "'fp8' is none of"), (("int8_fp16",), "ask for both")],
+)
+def test_precisions_that_cannot_be_asked_for(names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        CalibrationOptions(precisions=names)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8_fp16"])
 def test_the_runtime_runs_each(made: Path, judged: Path, precision: str) -> None:
     classifier = runtime.load(made, precision=precision)
     for color in COLORS:
@@ -72,7 +109,7 @@ def test_the_runtime_runs_each(made: Path, judged: Path, precision: str) -> None
 def test_the_report_tells_what_was_done(made: Path) -> None:
     report = json.loads((made / "report" / "report.json").read_text())
     rows = {row["precision"]: row for row in report["precisions"]}
-    assert list(rows) == ["fp32", "fp16", "int8"]
+    assert list(rows) == ["fp32", "fp16", "int8", "int8_fp16"]
     assert all(row["ms"] > 0 and row["nodes"] > 50 for row in rows.values())
     assert len(report["layers"]) == 10 and not any(row["in_float"] for row in report["layers"])
     frames = report["frames"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import set_external_data
 
-from calibration.half import to_half
+from calibration.half import int8_in_half, to_half
 from calibration.layers import find_layers
 from calibration.quantize import quantize, without_unused
 from calibration.ranges import Range
@@ -35,15 +35,16 @@ from training.model import create
 
 Change = Callable[[ModelProto], None]
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
-TEXT, FP32, FP16, INT8 = (
+TEXT, FP32, FP16, INT8, INT8_FP16 = (
     "text.fp32.onnx", "image.fp32.onnx", "image.fp16.onnx", "image.int8.onnx",
+    "image.int8_fp16.onnx",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def three(checkpoint: Path, squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of fp32, fp16 and int8, with a bank that is fitted to each."""
-    folder = tmp_path_factory.mktemp("three") / "bundle"
+def whole(checkpoint: Path, squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of every precision, with a bank that is fitted to each."""
+    folder = tmp_path_factory.mktemp("whole") / "bundle"
     judged = write_squares(folder.parent / "judged", each=6, seed=9)
     options = ExportOptions(
         checkpoint=str(checkpoint),
@@ -57,8 +58,8 @@ def three(checkpoint: Path, squares: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def three_copy(three: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(three, tmp_path / "bundle"))
+def bundle_copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
 
 
 def relist(folder: Path, name: str) -> None:
@@ -72,7 +73,7 @@ def refit(folder: Path, *precisions: str) -> None:
     made, name = bundle.manifest, "prompts/default.safetensors"
     encoder = made.files[made.text_encoder].sha256
     bank = load_bank(folder / name, encoder, made.model.embedding_dim)
-    assert set(bank.fitted) == {"fp32", "fp16", "int8"}
+    assert set(bank.fitted) == {"fp32", "fp16", "int8", "int8_fp16"}
     fitted = {precision: Fitted(head=made.head, threshold=0.5) for precision in precisions}
     save_bank(dataclasses.replace(bank, fitted=fitted), folder / name)
     relist(folder, name)
@@ -97,20 +98,21 @@ def change_model(folder: Path, name: str, change: Change) -> None:
     relist(folder, name)
 
 
-def test_a_sound_bundle(three: Path) -> None:
-    assert list(Bundle(three).manifest.precisions) == ["fp32", "fp16", "int8"]
-    assert verify(three) == []
+def test_a_sound_bundle(whole: Path) -> None:
+    assert list(Bundle(whole).manifest.precisions) == ["fp32", "fp16", "int8", "int8_fp16"]
+    assert verify(whole) == []
 
 
-def test_a_sound_bundle_of_fp32_alone(three_copy: Path) -> None:
-    made, _ = manifest.read(three_copy)
-    files = {name: entry for name, entry in made.files.items() if name not in (FP16, INT8)}
+def test_a_sound_bundle_of_fp32_alone(bundle_copy: Path) -> None:
+    made, _ = manifest.read(bundle_copy)
+    others = (FP16, INT8, INT8_FP16)
+    files = {name: entry for name, entry in made.files.items() if name not in others}
     only = {"fp32": made.precisions["fp32"]}
-    manifest.write(three_copy, msgspec.structs.replace(made, precisions=only, files=files))
-    for name in (FP16, INT8):
-        (three_copy / name).unlink()
-    refit(three_copy, "fp32")
-    assert verify(three_copy) == []
+    manifest.write(bundle_copy, msgspec.structs.replace(made, precisions=only, files=files))
+    for name in others:
+        (bundle_copy / name).unlink()
+    refit(bundle_copy, "fp32")
+    assert verify(bundle_copy) == []
 
 
 @pytest.mark.parametrize("preset", ["nano", "mobilenetv2"])
@@ -128,28 +130,38 @@ def test_sound_encoders_of_presets(preset: str, tmp_path: Path) -> None:
     assert list(lint(quantize(model, layers, ranges, kept), "int8", kept)) == []
 
 
-def test_int8_fp16_is_of_a_later_opset_with_half_scales(three: Path) -> None:
-    faults = list(lint(onnx.load(three / INT8), "int8_fp16"))
+def test_int8_fp16_is_of_a_later_opset_with_half_scales(whole: Path) -> None:
+    faults = list(lint(onnx.load(whole / INT8), "int8_fp16"))
     assert "opset {'ai.onnx': 17}, expected 19 or later of the default domain" in faults
-    assert "add_15.int8.node: its scale is not a float16 constant" in faults
+    assert "MatMul_4: MatMul has float32 weights, expected float16" in faults
 
 
-def test_hashes_and_strangers(three_copy: Path) -> None:
-    (three_copy / "text.fp32.onnx").write_bytes(b"x")
-    (three_copy / "stranger.bin").write_bytes(b"x")
-    (three_copy / "engines").mkdir()
-    (three_copy / "engines" / "this.plan").write_bytes(b"a cache of this device")
-    faults = verify(three_copy)
+def test_int8_fp16_may_keep_layers_in_float(whole: Path) -> None:
+    """What overflows stays in float32 with its scales, or is not quantised; either is listed."""
+    model = onnx.load(whole / INT8)
+    assert list(lint(int8_in_half(model, ["MatMul_4"]), "int8_fp16", ["MatMul_4"])) == []
+    unlisted = list(lint(int8_in_half(model, ["MatMul_4"]), "int8_fp16"))
+    assert unlisted == ["MatMul_4: MatMul has float32 weights, expected float16"]
+    listed = list(lint(int8_in_half(model), "int8_fp16", ["MatMul_4"]))
+    assert listed == ["MatMul_4 is listed in float_layers, and is no float layer of the graph"]
+
+
+def test_hashes_and_strangers(bundle_copy: Path) -> None:
+    (bundle_copy / "text.fp32.onnx").write_bytes(b"x")
+    (bundle_copy / "stranger.bin").write_bytes(b"x")
+    (bundle_copy / "engines").mkdir()
+    (bundle_copy / "engines" / "this.plan").write_bytes(b"a cache of this device")
+    faults = verify(bundle_copy)
     assert len(faults) == 2
     assert "text.fp32.onnx has 1 bytes" in faults[0]
     assert faults[1] == "stranger.bin is not listed in the manifest"
 
 
-def test_an_encoder_that_is_another_file(three_copy: Path) -> None:
-    manifest = json.loads((three_copy / "manifest.json").read_text())
+def test_an_encoder_that_is_another_file(bundle_copy: Path) -> None:
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
     manifest["precisions"]["fp32"]["image"] = "text.fp32.onnx"
-    (three_copy / "manifest.json").write_text(json.dumps(manifest))
-    assert any("the manifest asks for [('frames'" in fault for fault in verify(three_copy))
+    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    assert any("the manifest asks for [('frames'" in fault for fault in verify(bundle_copy))
 
 
 def find(model: ModelProto, name: str) -> NodeProto:
@@ -428,9 +440,9 @@ def drop_pairs(*positions: int) -> Change:
         (INT8, drop_pairs(0, 1), "MatMul_3 is not quantised, and the manifest does not"),
     ],
 )  # fmt: skip
-def test_faults_in_a_graph(three_copy: Path, name: str, change: Change, fault: str) -> None:
-    change_model(three_copy, name, change)
-    faults = verify(three_copy)
+def test_faults_in_a_graph(bundle_copy: Path, name: str, change: Change, fault: str) -> None:
+    change_model(bundle_copy, name, change)
+    faults = verify(bundle_copy)
     assert any(re.search(fault, line) and line.startswith(name) for line in faults), faults
     others = tuple({TEXT, FP32, FP16, INT8} - {name})
     assert not any(line.startswith(others) for line in faults), faults
@@ -510,7 +522,7 @@ def fit_to_another(folder: Path) -> None:
         (fit_to_another, "default.safetensors is fitted to int4"),
     ],
 )
-def test_faults_in_a_bundle(three_copy: Path, change: Callable[[Path], None], fault: str) -> None:
-    change(three_copy)
-    faults = verify(three_copy)
+def test_faults_in_a_bundle(bundle_copy: Path, change: Callable[[Path], None], fault: str) -> None:
+    change(bundle_copy)
+    faults = verify(bundle_copy)
     assert any(fault in line for line in faults), faults
