@@ -1,6 +1,6 @@
 """The precisions of an encoder: each made from fp32, judged on frames, accepted or not."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.progress import Progress
 from .activations import observe
 from .gate import AnyJudge, Cost, LayerRow, Limits, faults
 from .half import in_float, int8_in_half, to_half
+from .half_search import by_loss
 from .layers import Layer, find_layers
 from .overflow import overflowing, rounding
 from .quantize import folded, int8_share
@@ -20,7 +21,8 @@ from .sensitivity import Search, encoder
 
 BATCH = 8
 DRIFT_FRAMES = 64  # on which each layer is judged by itself
-_MORE_IN_FLOAT = (0, 1, 2, 4, 8)  # layers than in int8, until int8_fp16 holds the gate
+HALF_COSINE = 0.9999  # with fp32, at the 1st percentile: what fp16 can reach
+_MORE_IN_FLOAT = (0, 1, 2, 4, 8)  # layers, until that is reached, or int8_fp16 holds the gate
 
 Batches = Callable[[], Iterator[NDArray[Any]]]
 
@@ -54,19 +56,37 @@ class Candidate:
 def half_candidate(
     model: ModelProto, frames: Batches, judge: AnyJudge, limits: Limits, progress: Progress
 ) -> Candidate:
-    """The fp16 encoder; what would overflow on the frames stays in float."""
+    """The fp16 encoder. What would overflow on the frames stays in float; so do, where it is not
+    HALF_COSINE from fp32 otherwise, the few layers that lose most by weights in half."""
     task = progress.add_task("fp16: largest activations", total=None)
     beyond = overflowing(model, frames())
-    made = to_half(model, beyond)
-    cost = judge.cost(encoder(rounding(made), optimise=False))
+    made, cost = _in_half(model, beyond, judge)
+    kept = set(beyond)
+    if cost.cosine_p1 < HALF_COSINE:
+        progress.update(task, description="fp16: each layer by itself")
+        order = by_loss(model, find_layers(model), judge.first(DRIFT_FRAMES))
+        for more in _MORE_IN_FLOAT[1:]:
+            tried = {*beyond, *order[:more]}
+            other, found = _in_half(model, tried, judge)
+            if found.cosine_p1 > cost.cosine_p1:
+                made, cost, kept = other, found, tried
+            if cost.cosine_p1 >= HALF_COSINE:
+                break
     progress.remove_task(task)
     return Candidate(
         name="fp16",
         model=made,
         cost=cost,
         faults=tuple(faults(cost, limits)),
-        float_layers=tuple(sorted(beyond)),
+        float_layers=tuple(sorted(kept)),
     )
+
+
+def _in_half(
+    model: ModelProto, keep_float: Collection[str], judge: AnyJudge
+) -> tuple[ModelProto, Cost]:
+    made = to_half(model, keep_float)
+    return made, judge.cost(encoder(rounding(made), optimise=False))
 
 
 def int8_candidate(

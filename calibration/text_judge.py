@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.prompts import Labels, build_bank, prompts_of
 
@@ -79,6 +81,6 @@ class TextJudge:
         return relabelled(cost, before, after, self.naming.targets)
 
 
-def embedded(encode: Encode, tokens: Tokens) -> Floats:
-    """The embeddings [N, D] of tokens [N, L], in batches."""
-    return np.concatenate([encode(tokens[at : at + BATCH]) for at in range(0, len(tokens), BATCH)])
+def embedded(encode: Encode, inputs: NDArray[Any]) -> Floats:
+    """The embeddings [N, D] of tokens [N, L] or frames [N, H, W, 3], in batches."""
+    return np.concatenate([encode(inputs[at : at + BATCH]) for at in range(0, len(inputs), BATCH)])

@@ -1,4 +1,4 @@
-"""Int8 of convolutions: biases that give back what is lost, and sums that stay in int8."""
+"""Convolutions: biases that give back what int8 loses, sums in int8, and what half loses."""
 
 import dataclasses
 from typing import Any
@@ -11,10 +11,14 @@ import torch
 from conftest import COLORS, square
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
+from rich.progress import Progress
 
 from calibration.activations import observe, session_of
 from calibration.gate import Judge, Limits
+from calibration.half import to_half
 from calibration.layers import Layer, find_layers
+from calibration.overflow import rounding
+from calibration.precisions import half_candidate
 from calibration.quantize import quantize, residual_sums
 from calibration.ranges import Range, choose_ranges
 from calibration.sensitivity import Search, encoder
@@ -154,3 +158,37 @@ def test_sums_are_int8_only_where_the_gate_holds(
         search = dataclasses.replace(search, limits=Limits(min_cosine=with_sums.cosine_p1 + 1e-6))
     found, cost = search.with_residuals([], plain)
     assert found.residuals is holds and (cost != plain) is holds
+
+
+def test_fp16_keeps_in_float_what_loses_most(cnn: ModelProto, frames: Frames) -> None:
+    """Channels of an early convolution are tiny, as batch norm folded in leaves some: half has not
+    their digits, and the layer behind makes them large again. The function is the same."""
+    hard = with_tiny_channels(cnn)
+    reference = encoder(cnn)(frames)
+    assert (encoder(hard)(frames) * reference).sum(axis=1).min() > 0.99999
+    judge = Judge(lambda: iter([frames]), reference)
+    naive = judge.cost(encoder(rounding(to_half(hard)), optimise=False))
+    with Progress(disable=True) as progress:
+        found = half_candidate(hard, lambda: iter([frames]), judge, Limits(), progress)
+    assert naive.cosine_p1 < 0.9999 <= found.cost.cosine_p1
+    assert 0 < len(found.float_layers) <= 2
+    assert list(lint(found.model, "fp16", found.float_layers)) == []
+
+
+def with_tiny_channels(model: ModelProto) -> ModelProto:
+    """Divides channels of the first convolution, and multiplies the weights that take them."""
+    made = ModelProto()
+    made.CopyFrom(model)
+    convolutions = [node for node in made.graph.node if node.op_type == "Conv"][:2]
+    tensors = {tensor.name: tensor for tensor in made.graph.initializer}
+    first, second = ([tensors[name] for name in node.input[1:]] for node in convolutions)
+    for tensor in first:
+        scale(tensor, (slice(8),), 2e-6)
+    scale(second[0], (slice(None), slice(8)), 5e5)
+    return made
+
+
+def scale(tensor: onnx.TensorProto, where: tuple[int | slice, ...], factor: float) -> None:
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[where] *= factor
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
