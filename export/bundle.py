@@ -29,6 +29,7 @@ from training.evaluate import head, normalise
 from training.model import ClipModel, create
 from training.text import text_side
 
+from .golden import write_golden
 from .precisions import CalibrationOptions, Made, make_precisions, write_precisions
 from .report import write_report
 from .text_precisions import (
@@ -120,6 +121,8 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
                 options.precisions, folder / TEXT, texts, tokenizer, options.labels, others, console
             )
             made, refused = _write_judged(others, made_texts, made, folder, options)
+            golden = write_golden(folder / IMAGE, folder / TEXT, others, texts, patterns, folder)
+            made = msgspec.structs.replace(made, golden=golden)
             write_report(folder, made, rows, others, made_texts)
         made = msgspec.structs.replace(made, files=_files(folder))
         manifest.write(folder, made)

@@ -13,10 +13,12 @@ from typing import Annotated
 import typer
 
 from runtime.cli import Force, classify
+from runtime.doctor import doctor
 from runtime.errors import EdgeClipError
 from training.cli import train
 from training.eval_cli import evaluate
 
+from .build_cli import build
 from .export_cli import export
 
 app = typer.Typer(
@@ -58,6 +60,7 @@ app.command("eval", epilog="Example: edgeclip eval bundle/ --data val.csv --out 
 app.command(
     epilog="Example: edgeclip export ViT-B-32 bundle/ --pretrained openai --labels 'a cat,a dog'"
 )(export)
+app.command(epilog="Example: edgeclip build bundle/ --precision int8 --max-batch 4")(build)
 
 
 app.command(
@@ -80,6 +83,9 @@ def verify(
         print("\n".join(faults) or f"{bundle} is sound")
     if faults:
         raise typer.Exit(3)
+
+
+app.command(epilog="Example: edgeclip doctor bundle/")(doctor)
 
 
 def main() -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
+from calibration.metrics import row_cosines
 from runtime.backends import Border, image_border, text_border
 from runtime.bundle import Bundle
 from runtime.classifier import Classifier
 from runtime.errors import EdgeClipError
+from runtime.golden import load_golden
 from runtime.manifest import NAME, Precision, TextPrecision
 from runtime.ort import OrtEncoder
 from runtime.prompts import load_bank
@@ -21,6 +23,7 @@ from .lint import PRECISIONS, lint
 
 REPORT = "report/report.json"
 TEXT_PRECISIONS = PRECISIONS[1:]  # fp32's file is the manifest's text_encoder
+MIN_COSINE = 0.9999  # of the golden embeddings with what fp32 gives here
 _INPUTS = {"frames": TensorProto.UINT8, "tokens": TensorProto.INT32}
 
 
@@ -45,7 +48,7 @@ def verify(folder: Path) -> list[str]:
         if precision in TEXT_PRECISIONS:
             found = _encoder(bundle, text.file, text_border(made), precision, text.float_layers)
             faults += [f"{text.file}: {fault}" for fault in found]
-    return faults + list(_prompts(bundle))
+    return [*faults, *_prompts(bundle), *_golden(bundle)]
 
 
 def _files(bundle: Bundle) -> Iterator[str]:
@@ -177,5 +180,25 @@ def _prompts(bundle: Bundle) -> Iterator[str]:
             bank = load_bank(bundle.file(file), text_encoder, made.model.embedding_dim)
             for precision in sorted(set(bank.fitted) - set(made.precisions)):
                 yield f"{file} is fitted to {precision}, which is no precision of this bundle"
+    except EdgeClipError as error:
+        yield str(error)
+
+
+def _golden(bundle: Bundle) -> Iterator[str]:
+    """The golden embeddings are those of the fp32 encoders."""
+    made = bundle.manifest
+    if made.golden is None:
+        yield "it has no golden inputs, which TensorRT engines are tested on"
+        return
+    try:
+        golden = load_golden(bundle.file(made.golden), made)
+        image = OrtEncoder(bundle.file(made.precisions["fp32"].image), image_border(made))
+        text = OrtEncoder(bundle.file(made.text_encoder), text_border(made))
+        for name, encoder, inputs, rows in (
+            ("frames", image, golden.frames, golden.embeddings),
+            ("texts", text, golden.tokens, golden.text_embeddings),
+        ):
+            if row_cosines(encoder(inputs), rows).min() < MIN_COSINE:
+                yield f"{made.golden}: the embeddings of its {name} are not those of fp32"
     except EdgeClipError as error:
         yield str(error)

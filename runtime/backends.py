@@ -1,17 +1,14 @@
-"""Chooses what runs an encoder: the one backend protocol, and the modules that implement it."""
+"""What runs an encoder: the one protocol of the backends, and what goes in and comes out."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BackendUnavailable
 from .manifest import Manifest
 
-NAMES = ("onnxruntime",)
+NAMES = ("onnxruntime", "tensorrt")
 
 
 class Encoder(Protocol):
@@ -43,26 +40,3 @@ def image_border(manifest: Manifest) -> Border:
 def text_border(manifest: Manifest) -> Border:
     """The border of a bundle's text encoder."""
     return Border("tokens", (manifest.text.context_length,), manifest.model.embedding_dim)
-
-
-def choose(backend: str) -> str:
-    """The backend to use for `backend`, which is a name or "auto".
-
-    Raises BackendUnavailable, naming what to install, where it is not here.
-    """
-    if backend not in ("auto", *NAMES):
-        raise BackendUnavailable(
-            f"there is no backend {backend!r}; this release has {', '.join(NAMES)} (or 'auto')"
-        )
-    if find_spec("onnxruntime") is None:
-        raise BackendUnavailable(
-            "no inference backend is installed: pip install 'edgeclip[cpu]' for ONNX Runtime"
-        )
-    return "onnxruntime"
-
-
-def open_encoder(backend: str, path: Path, border: Border, threads: int | None) -> Encoder:
-    """Opens an encoder file on a backend that `choose` returned."""
-    from .ort import OrtEncoder
-
-    return OrtEncoder(path, border, threads)

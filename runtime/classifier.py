@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import backends
 from .backends import Encoder
 from .bundle import Bundle
 from .errors import BundleError, DataError, FrameError
 from .frames import Color, Frame
+from .opening import open_image, open_text, text_file
 from .prediction import Prediction, scores_of
 from .preprocess import preprocess
 from .prompts import Embeddings, Labels, PromptBank, build_bank, load_bank
@@ -38,17 +38,17 @@ class Classifier:
         threads: int | None = None,
     ) -> None:
         self.bundle = bundle
-        self.backend = backends.choose(backend)
-        self.precision = _choose_precision(bundle, precision)
+        self._text_file = text_file(bundle, text_precision)
+        opened = open_image(bundle, backend, precision, threads)
+        self.backend, self.precision = opened.backend, opened.precision
+        self.notes = opened.notes
+        """Why `auto` did not take another backend."""
         self.text_precision = text_precision
-        self._text_file = _text_file(bundle, text_precision)
         self.threads = threads
         self.threshold: float | None = None
         """The score below which a frame is `unknown`; None: as it was fitted with the labels."""
         self.bank: PromptBank | None = None
-        image = bundle.file(bundle.manifest.precisions[self.precision].image)
-        border = backends.image_border(bundle.manifest)
-        self._image = backends.open_encoder(self.backend, image, border, threads)
+        self._image = opened.encoder
         self._text: tuple[Tokenizer, Encoder] | None = None
         self._text_lock = threading.Lock()
 
@@ -152,9 +152,7 @@ class Classifier:
                 manifest = self.bundle.manifest
                 content = self.bundle.file(manifest.tokenizer).read_bytes()
                 tokenizer = Tokenizer(content, manifest.text)
-                path = self.bundle.file(self._text_file)
-                border = backends.text_border(manifest)
-                encoder = backends.open_encoder(self.backend, path, border, self.threads)
+                encoder = open_text(self.bundle, self.backend, self.text_precision, self.threads)
                 self._text = tokenizer, encoder
             return self._text
 
@@ -164,31 +162,3 @@ class Classifier:
             f"Classifier({self.bundle.manifest.model.name!r}, {self.precision} on {self._image!r}, "
             f"{text}{len(self.labels)} labels)"
         )
-
-
-def _choose_precision(bundle: Bundle, precision: str) -> str:
-    """`auto` takes fp32 where it was accepted, else the first accepted one."""
-    have = bundle.manifest.precisions
-    if precision != "auto":
-        if precision not in have:
-            raise BundleError(
-                f"{bundle.folder} has no precision {precision!r}; it has: {', '.join(have)}"
-            )
-        return precision
-    accepted = [name for name, entry in have.items() if entry.status == "accepted"]
-    if not accepted:
-        raise BundleError(f"{bundle.folder} has no accepted precision; name one with precision=")
-    return "fp32" if "fp32" in accepted else accepted[0]
-
-
-def _text_file(bundle: Bundle, precision: str) -> str:
-    """The text encoder of this precision."""
-    made = bundle.manifest
-    if precision == "fp32":
-        return made.text_encoder
-    if precision not in made.text_precisions:
-        have = ", ".join(["fp32", *made.text_precisions])
-        raise BundleError(
-            f"{bundle.folder} has no text encoder of the precision {precision!r}; it has: {have}"
-        )
-    return made.text_precisions[precision].file

@@ -106,6 +106,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     text_precisions: dict[str, TextPrecision] = {}
     tokenizer: str
     prompts: dict[str, str] = {}
+    golden: str | None = None
     files: dict[str, FileEntry]
 
 
@@ -149,6 +150,7 @@ def _check_references(manifest: Manifest, path: Path) -> None:
     named = {precision.image for precision in manifest.precisions.values()}
     named |= {precision.file for precision in manifest.text_precisions.values()}
     named |= {manifest.text_encoder, manifest.tokenizer, *manifest.prompts.values()}
+    named |= {manifest.golden} if manifest.golden else set()
     for name in sorted(named - set(manifest.files)):
         raise UnsupportedFormat(f"{path} does not list the file {name!r}; export the bundle again")
     for template in manifest.text.templates:

@@ -210,6 +210,6 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_no_backend(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.backends.find_spec", lambda _: None)
+    monkeypatch.setattr("runtime.opening.find_spec", lambda _: None)
     with pytest.raises(BackendUnavailable, match=r"edgeclip\[cpu\]"):
         runtime.load(bundle)

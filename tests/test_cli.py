@@ -41,7 +41,9 @@ def edgeclip(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     return run
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "eval", "export", "classify", "verify"])
+@pytest.mark.parametrize(
+    "command", ["demo", "train", "eval", "export", "classify", "verify", "doctor"]
+)
 def test_every_command_is_listed_and_has_an_example(edgeclip: Edgeclip, command: str) -> None:
     assert command in edgeclip("--help").stdout
     assert f"Example: edgeclip {command}" in edgeclip(command, "--help").stdout
