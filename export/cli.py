@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from runtime.bench_cli import bench
 from runtime.cli import Force, classify
 from runtime.doctor import doctor
 from runtime.errors import EdgeClipError
@@ -66,6 +67,7 @@ app.command(epilog="Example: edgeclip build bundle/ --precision int8 --max-batch
 app.command(
     epilog="Example: edgeclip classify bundle/ photos/ clip.mp4 --labels 'a cat,a dog' --json"
 )(classify)
+app.command(epilog="Example: edgeclip bench bundle/ --backend all --precision all")(bench)
 
 
 @app.command(epilog="Example: edgeclip verify bundle/")

@@ -155,7 +155,7 @@ def _frames(
     if options.judge:
         first = drawn(options.calibrate, options.frames, "calibration")
         return first, _apart(first, drawn(options.judge, options.frames, "judging"))
-    both = drawn(options.calibrate, 2 * options.frames, "calibration")
+    both = drawn(options.calibrate, round(options.frames / CALIBRATION_SHARE), "calibration")
     return both.split(CALIBRATION_SHARE, options.seed)
 
 

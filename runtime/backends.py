@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .manifest import Manifest
 
-NAMES = ("onnxruntime", "tensorrt")
+NAMES = ("onnxruntime", "tensorrt", "ort-cuda", "ort-tensorrt")
 
 
 class Encoder(Protocol):

@@ -96,6 +96,12 @@ class Classifier:
         embedding: NDArray[np.float32] = self._image(self._pixels([frame], color))[0]
         return embedding
 
+    def gpu_stages(self, frame: Source, color: Color = "bgr") -> dict[str, float]:
+        """The GPU's own milliseconds for one frame: upload, engine, download. Empty where the
+        backend does not tell: only `tensorrt` does."""
+        timed = getattr(self._image, "timed", None)
+        return dict(timed(self._pixels([frame], color))) if timed else {}
+
     def embed_text(self, texts: Sequence[str]) -> Embeddings:
         """The unit embeddings of texts, float32 [N, D]."""
         if isinstance(texts, str):

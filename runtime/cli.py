@@ -19,6 +19,9 @@ Labels = Annotated[
 Templates = Annotated[
     list[str] | None, typer.Option("--template", help="Text with {}, or a file; repeatable.")
 ]
+Backend = Annotated[
+    str, typer.Option(help="onnxruntime, tensorrt, ort-cuda, ort-tensorrt, or auto.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 
 
@@ -31,7 +34,7 @@ def classify(
     top: Annotated[int, typer.Option(min=1, help="Labels to show for each frame.")] = 3,
     every: Annotated[int, typer.Option(min=1, help="Take each n-th frame of a video.")] = 1,
     precision: Annotated[str, typer.Option(help="fp32, ... or auto.")] = "auto",
-    backend: Annotated[str, typer.Option(help="onnxruntime, tensorrt or auto.")] = "auto",
+    backend: Backend = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each frame.")] = False,
 ) -> None:
     """Name what pictures and videos show, by labels given as text."""

@@ -8,6 +8,8 @@ from .bundle import Bundle
 from .engine_file import FOLDER, Kind, built_precisions, find_engine
 from .errors import BackendUnavailable, BundleError
 
+_ON_GPU = ("ort-cuda", "ort-tensorrt")  # ONNX Runtime's
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -21,7 +23,8 @@ class Opened:
 
 def open_image(bundle: Bundle, backend: str, precision: str, threads: int | None) -> Opened:
     """Opens the image encoder. `backend` "auto" is TensorRT where the bundle has an engine for
-    this device, else ONNX Runtime; `precision` "auto" is the fastest engine, or fp32.
+    this device, else ONNX Runtime on the CPU. `precision` "auto" is the fastest engine; fp32 on
+    the CPU; fp16, where it was accepted, in ONNX Runtime on the GPU.
 
     Raises BackendUnavailable, naming what to install or to build, and BundleError.
     """
@@ -31,6 +34,8 @@ def open_image(bundle: Bundle, backend: str, precision: str, threads: int | None
         )
     if backend == "tensorrt":
         return _engine(bundle, precision)
+    if backend in _ON_GPU:
+        return _gpu_session(bundle, backend, precision, threads)
     notes: tuple[str, ...] = ()
     if backend == "auto" and any((bundle.folder / FOLDER).glob("image.*.json")):
         try:
@@ -41,10 +46,21 @@ def open_image(bundle: Bundle, backend: str, precision: str, threads: int | None
 
 
 def open_text(bundle: Bundle, backend: str, precision: str, threads: int | None) -> Encoder:
-    """Opens the text encoder on a backend that `open_image` chose. Raises as that does."""
+    """Opens the text encoder on a backend that `open_image` chose. Raises as that does.
+
+    With `ort-tensorrt` the CUDA provider runs it: texts come in batches of every size, and TensorRT
+    would build an engine for each.
+    """
     name = text_file(bundle, precision)
     if backend == "tensorrt":
+        if precision != "fp32":
+            raise BackendUnavailable(
+                f"engines of the text encoder are built of its fp32 form; {precision} runs on the "
+                "backend onnxruntime"
+            )
         return _open_engine(bundle, "text", precision)
+    if backend in _ON_GPU:
+        return _on_gpu(bundle, name, "text", "ort-cuda", precision, threads)
     _require_onnxruntime()
     from .ort import OrtEncoder
 
@@ -68,21 +84,43 @@ def _session(bundle: Bundle, precision: str, threads: int | None, notes: tuple[s
     _require_onnxruntime()
     from .ort import OrtEncoder
 
-    precision = _choose_precision(bundle, precision)
+    precision = _choose_precision(bundle, precision, "fp32")
     path = bundle.file(bundle.manifest.precisions[precision].image)
     encoder = OrtEncoder(path, image_border(bundle.manifest), threads)
     return Opened(encoder, "onnxruntime", precision, notes)
 
 
-def _require_onnxruntime() -> None:
+def _gpu_session(bundle: Bundle, backend: str, precision: str, threads: int | None) -> Opened:
+    precision = _choose_precision(bundle, precision, "fp16", "fp32")
+    name = bundle.manifest.precisions[precision].image
+    encoder = _on_gpu(bundle, name, "image", backend, precision, threads)
+    return Opened(encoder, backend, precision)
+
+
+def _on_gpu(
+    bundle: Bundle, name: str, kind: Kind, backend: str, precision: str, threads: int | None
+) -> Encoder:
+    """A file of the bundle in ONNX Runtime on the GPU. Its TensorRT names what it keeps without
+    regard to weights, so each file has a folder of its own."""
+    _require_onnxruntime("gpu")
+    from .ort_gpu import GpuEncoder
+
+    path = bundle.file(name)
+    cache = bundle.folder / FOLDER / "ort" / bundle.manifest.files[name].sha256[:16]
+    border = (image_border if kind == "image" else text_border)(bundle.manifest)
+    return GpuEncoder(path, border, backend, precision, cache, threads)
+
+
+def _require_onnxruntime(extra: str = "cpu") -> None:
     if find_spec("onnxruntime") is None:
         raise BackendUnavailable(
-            "no inference backend is installed: pip install 'edgeclip[cpu]' for ONNX Runtime"
+            f"ONNX Runtime is not installed: pip install 'edgeclip[{extra}]', or use another "
+            "backend; edgeclip doctor says which will work here"
         )
 
 
-def _choose_precision(bundle: Bundle, precision: str) -> str:
-    """`auto` takes fp32 where it was accepted, else the first accepted one."""
+def _choose_precision(bundle: Bundle, precision: str, *best: str) -> str:
+    """`auto` takes the first of `best` that was accepted, else the first accepted one."""
     have = bundle.manifest.precisions
     if precision != "auto":
         if precision not in have:
@@ -93,7 +131,7 @@ def _choose_precision(bundle: Bundle, precision: str) -> str:
     accepted = [name for name, entry in have.items() if entry.status == "accepted"]
     if not accepted:
         raise BundleError(f"{bundle.folder} has no accepted precision; name one with precision=")
-    return "fp32" if "fp32" in accepted else accepted[0]
+    return next((name for name in best if name in accepted), accepted[0])
 
 
 def _engine(bundle: Bundle, precision: str) -> Opened:

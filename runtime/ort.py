@@ -27,15 +27,7 @@ class OrtEncoder:
         options.log_severity_level = 3
         if threads:
             options.intra_op_num_threads = threads
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=DISABLED,
-            )
-        except Exception as error:  # the library's exceptions have no common base of their own
-            raise UnsupportedFormat(f"{path} does not load in ONNX Runtime: {error}") from error
+        self._session = self._created(path, options)
         # the batch comes first and may have any name
         found = [(v.name, tuple(v.shape[1:])) for v in self._session.get_inputs()]
         found += [(v.name, tuple(v.shape[1:])) for v in self._session.get_outputs()]
@@ -46,6 +38,18 @@ class OrtEncoder:
                 f"the manifest asks for {expected}; export the bundle again"
             )
         self._input = border.name
+
+    def _created(self, path: Path, options: Any) -> Any:
+        """The session. Raises UnsupportedFormat."""
+        try:
+            return onnxruntime.InferenceSession(
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=DISABLED,
+            )
+        except Exception as error:  # the library's exceptions have no common base of their own
+            raise UnsupportedFormat(f"{path} does not load in ONNX Runtime: {error}") from error
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Embeds a batch: uint8 frames [N, H, W, 3] or int32 tokens [N, L]."""

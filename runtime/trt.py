@@ -28,8 +28,8 @@ def tensorrt() -> Any:
     version = tuple(int(part) for part in found.__version__.split(".")[:2])
     if version < OLDEST:
         raise BackendUnavailable(
-            f"TensorRT {found.__version__} is too old: before 8.6 it has no LayerNormalization and "
-            "reads uint8 frames wrongly; on a Jetson, JetPack 6.0 has 8.6"
+            f"TensorRT {found.__version__} is too old: before 8.6 it has no LayerNormalization. "
+            "On a Jetson, JetPack 6.0 has 8.6"
         )
     return found
 

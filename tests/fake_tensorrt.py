@@ -275,7 +275,8 @@ def _behaviour(trt: Any, fault: str) -> dict[str, dict[str, Any]]:
         if failing("no-context"):
             say(self._logger, "OutOfMemory (no further information)")
             return None
-        return _new(trt, "IExecutionContext", engine=self, _addresses={}, _shape=None, _runs=0)
+        state: dict[str, Any] = {"_addresses": {}, "_shape": None, "_runs": 0, "_kept": []}
+        return _new(trt, "IExecutionContext", engine=self, **state)
 
     def set_shape(self: Any, name: str, size: tuple[int, ...]) -> bool:
         low, _, high = self.engine._profile[name]
@@ -290,7 +291,7 @@ def _behaviour(trt: Any, fault: str) -> dict[str, dict[str, Any]]:
         if failing("lost") and self._runs > 1:
             say(self.engine._logger, "CUDA error 700: an illegal memory access was encountered")
             return False
-        self._kept = _enqueue(stream, lambda: _compute(self))
+        self._kept.append(_enqueue(stream, lambda: _compute(self)))  # a graph may replay it
         return True
 
     def _compute(self: Any) -> None:
@@ -414,7 +415,8 @@ def fake_package(folder: Path) -> Path:
         "import os, sys\n"
         f"sys.path.append({here!r})\n"
         "import fake_tensorrt\n"
-        "globals().update(vars(fake_tensorrt.load(os.environ['FAKE_TENSORRT'], "
-        "os.environ.get('FAKE_TENSORRT_FAULT', ''))))\n"
+        "found = vars(fake_tensorrt.load(os.environ['FAKE_TENSORRT'], "
+        "os.environ.get('FAKE_TENSORRT_FAULT', '')))\n"
+        "globals().update((k, v) for k, v in found.items() if k == '__version__' or k[0] != '_')\n"
     )
     return folder

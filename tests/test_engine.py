@@ -100,7 +100,7 @@ def test_every_version_builds_and_classifies(bundle: Path, machine: Machine, ver
     assert image.figures["ms"] > 0 and sum(image.layers.values()) > 50
     classifier = runtime.load(bundle, backend="tensorrt")
     assert [classifier.classify(frame).label for frame in frames()] == list(COLORS)
-    assert "CUDA graph" in repr(classifier) and version in repr(classifier)
+    assert f"tensorrt {version}" in repr(classifier) and ", CUDA graph" in repr(classifier)
     classifier.set_labels(["red", "blue"])
     assert classifier.classify(frames()[list(COLORS).index("red")]).label == "red"
 
