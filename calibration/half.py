@@ -104,8 +104,8 @@ def in_float(half: ModelProto, named: Collection[str] = ()) -> set[str]:
     types = types_of(half)
     gemms = [node for node in half.graph.node if node.op_type in GEMMS][:-1]
     found = {name_of(n) for n in gemms if HALF not in {types.get(x) for x in n.output}}
-    pairs = {name_of(n) for n in half.graph.node if n.op_type in (QUANTIZE, DEQUANTIZE)}
-    return found | (set(named) - pairs)
+    others = {name_of(n) for n in half.graph.node if n.op_type not in (QUANTIZE, DEQUANTIZE)}
+    return found | (set(named) & others)
 
 
 def _in_float(graph: TypedGraph, keep: Collection[str]) -> set[int]:

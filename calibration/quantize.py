@@ -127,8 +127,10 @@ class _Writer:
         node.input[:] = [renamed.get(name, name) for name in node.input]
 
     def _correct(self, node: NodeProto, layer: Layer, shift: Floats | None) -> None:
-        if shift is None or layer.bias is None:
+        if shift is None or layer.bias not in self._constants:
             return
+        if any(a.name == "beta" and a.f != 1 for a in node.attribute):
+            return  # its bias is scaled; our exports have none
         bias = np.asarray(self._constants[layer.bias], np.float32) + shift
         name = _add(self._model, f"{layer.name}.bias", bias)
         if node.op_type == "MatMul":

@@ -1,7 +1,9 @@
 """Engines for the device that is here, from a bundle: each is tested before it counts."""
 
+import contextlib
+import dataclasses
+import fcntl
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -57,6 +59,8 @@ def build_engines(options: EngineOptions, tell: Tell = lambda *_: None) -> list[
     here = platform(open_cuda())
     found = [_first(options, bundle, here, "image", _ladder(options, bundle, here), tell)]
     if options.text:
+        plain = dataclasses.replace(options.build, dla=None)  # attention runs on none
+        options = dataclasses.replace(options, build=plain)
         found.append(_first(options, bundle, here, "text", ["fp32"], tell))
     return found
 
@@ -108,17 +112,16 @@ def _built(
     steps: tuple[str, ...],
     tell: Tell,
 ) -> EngineInfo:
-    engines = bundle.folder / FOLDER
+    engines = bundle.folder.resolve() / FOLDER
     try:
-        _swept(engines)
-        with tempfile.TemporaryDirectory(prefix=f"{_BUILDING}{os.getpid()}-", dir=engines) as name:
+        with _alone(engines), tempfile.TemporaryDirectory(prefix=_BUILDING, dir=engines) as name:
             folder, timing = Path(name), engines / f"{here.slug()}.timing"
             request = Request(
                 bundle=str(bundle.folder.resolve()),
                 kind=kind,
                 precision=precision,
                 options=options.build,
-                timing=str(timing.resolve()) if timing.is_file() else "",
+                timing=str(timing) if timing.is_file() else "",
             )
             info = msgspec.structs.replace(_in_child(request, folder, tell), steps=steps)
             (folder / "timing.cache").replace(timing)
@@ -151,7 +154,14 @@ def _run(command: list[str], log: Path, tell: Tell) -> int:
     """Runs a process, its stderr into `log`, to its end, or ours; returns its exit code."""
     with (
         log.open("wb") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            encoding="utf-8",
+            errors="replace",
+            cwd=log.parent,  # where no file of the caller's can be taken for a module
+        ) as child,
     ):
         try:
             for step in _progress(child):
@@ -199,20 +209,16 @@ def _publish(info: EngineInfo, folder: Path, path: Path) -> None:
             plan.unlink(missing_ok=True)
 
 
-def _swept(engines: Path) -> None:
-    """Makes the folder of the engines, and removes what builds that were killed have left there."""
+@contextlib.contextmanager
+def _alone(engines: Path) -> Iterator[None]:
+    """Has the folder of the engines for one build: two would remove each other's plans. What
+    builds that were killed have left there goes. Raises DataError where another build runs."""
     engines.mkdir(exist_ok=True)
-    for left in engines.glob(f"{_BUILDING}*"):
-        pid = left.name.removeprefix(_BUILDING).partition("-")[0]
-        if not (pid.isdigit() and _alive(int(pid))):
+    with (engines / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"another build is at work in {engines}; wait for its end") from error
+        for left in engines.glob(f"{_BUILDING}*"):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
+        yield

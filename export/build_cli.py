@@ -25,12 +25,6 @@ Level = Annotated[
     int | None, typer.Option(min=0, max=5, help="Effort of the build: 5 builds longest.")
 ]
 Dla = Annotated[int | None, typer.Option(min=0, help="Deep learning accelerator, for CNNs.")]
-Versions = Annotated[
-    bool, typer.Option("--version-compatible", help="Also for later TensorRT releases; slower.")
-]
-Hardware = Annotated[
-    bool, typer.Option("--hardware-compatible", help="Also for other GPUs from Ampere on; slower.")
-]
 Tactics = Annotated[
     bool, typer.Option(help="Let TensorRT 8 and 10 use cuBLAS and cuDNN where they are.")
 ]
@@ -48,8 +42,6 @@ def build(
     workspace: Workspace = None,
     level: Level = None,
     dla: Dla = None,
-    version_compatible: Versions = False,
-    hardware_compatible: Hardware = False,
     external_tactics: Tactics = True,
     min_cosine: Cosine = 0.99,
     min_agreement: Agreement = 0.99,
@@ -69,8 +61,6 @@ def build(
             workspace=workspace and workspace << 20,
             level=level,
             dla=dla,
-            version_compatible=version_compatible,
-            hardware_compatible=hardware_compatible,
             external_tactics=external_tactics,
         ),
         min_cosine=min_cosine,
@@ -86,6 +76,7 @@ def _progress(quiet: bool) -> Any:
     import contextlib
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     @contextlib.contextmanager
@@ -94,7 +85,7 @@ def _progress(quiet: bool) -> Any:
             task = progress.add_task("TensorRT", total=None)
 
             def tell(phase: str, step: int, of: int) -> None:
-                progress.update(task, description=phase, completed=step, total=of or None)
+                progress.update(task, description=escape(phase), completed=step, total=of or None)
 
             yield tell
 

@@ -115,7 +115,7 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
         manifest.write(folder, msgspec.structs.replace(made, files=_files(folder)))
         patterns = probe_frames(clip.image.height, clip.image.width)
         with make_precisions(
-            options.precisions, Classifier(Bundle(folder)), options.labels, patterns, console
+            options.precisions, _classifier(folder), options.labels, patterns, console
         ) as others:
             made_texts = make_text_precisions(
                 options.precisions, folder / TEXT, texts, tokenizer, options.labels, others, console
@@ -188,12 +188,16 @@ def _write_prompts(options: ExportOptions, made: Manifest, folder: Path) -> dict
     if options.labels is None:
         return {}
     manifest.write(folder, made)
-    classifier = Classifier(Bundle(folder))
+    classifier = _classifier(folder)
     classifier.set_labels(options.labels)
     name = "prompts/default.safetensors"
     (folder / "prompts").mkdir()
     save_bank(classifier.require_bank(), folder / name)
     return {"default": name}
+
+
+def _classifier(folder: Path) -> Classifier:
+    return Classifier(Bundle(folder), backend="onnxruntime")
 
 
 def _write_judged(

@@ -28,18 +28,14 @@ class BuildOptions:
 
     `batches` are the smallest, best and largest batch; equal ones make a static engine. `workspace`
     is the most memory in bytes that a layer may use while it runs, `level` the effort of the
-    search, 0 to 5. `dla` is the number of a deep learning accelerator, for CNNs alone.
-    `version_compatible` and `hardware_compatible` engines also run under later releases and on
-    other GPUs (Ampere or newer), more slowly. Without `external_tactics` TensorRT 8 and 10 do
-    without cuBLAS and cuDNN.
+    search, 0 to 5. `dla` is the number of a deep learning accelerator, for CNNs alone. Without
+    `external_tactics` TensorRT 8 and 10 do without cuBLAS and cuDNN.
     """
 
     batches: tuple[int, int, int] = (1, 1, 1)
     workspace: int | None = None
     level: int | None = None
     dla: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
     external_tactics: bool = True
 
 
@@ -67,14 +63,13 @@ def build(
     words, and BackendUnavailable where there is no TensorRT or no GPU.
     """
     trt = tensorrt()
-    strong = int(trt.__version__.split(".")[0]) >= STRONG and options.dla is None
-    if not strong:
-        return _Build(trt, precision, options, advance, strong=False).run(onnx, timing)
-    try:
-        return _Build(trt, precision, options, advance, strong=True).run(onnx, timing)
-    except BuildFailed:
-        if not hasattr(trt.BuilderFlag, "FP16"):  # 11 knows nothing else
-            raise
+    flags = hasattr(trt.BuilderFlag, "FP16")  # 11 knows strong types alone
+    if int(trt.__version__.split(".")[0]) >= STRONG and not (flags and options.dla is not None):
+        try:
+            return _Build(trt, precision, options, advance, strong=True).run(onnx, timing)
+        except BuildFailed:
+            if not flags:
+                raise
     return _Build(trt, precision, options, advance, strong=False).run(onnx, timing)
 
 
@@ -100,16 +95,19 @@ class _Build:
         config = self._builder.create_builder_config()
         self._limits(config)
         self._precisions(config, network)
-        self._extras(config, network)
+        if self._options.dla is not None:
+            self._accelerator(config, network, self._options.dla)
         config.add_optimization_profile(self._profile(network))
         cache = config.create_timing_cache(timing)
-        config.set_timing_cache(cache, ignore_mismatch=False)
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         content = self._builder.build_serialized_network(network, config)
         if content is None:
             raise BuildFailed(f"TensorRT {self._trt.__version__} builds no engine: {self._said()}")
+        times = config.get_timing_cache()
         return Plan(
             content=bytes(content),
-            timing=bytes(config.get_timing_cache().serialize()),
+            timing=b"" if times is None else bytes(times.serialize()),
             strongly_typed=self._strong,
             flags=tuple(self._flags),
         )
@@ -151,16 +149,6 @@ class _Build:
         for layer in _in_float(self._trt, network):
             layer.precision = self._trt.float32
             layer.set_output_type(0, self._trt.float32)
-
-    def _extras(self, config: Any, network: Any) -> None:
-        options, trt = self._options, self._trt
-        if options.version_compatible:
-            self._set(config, "VERSION_COMPATIBLE")
-        if options.hardware_compatible:
-            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-            self._flags.append("AMPERE_PLUS")
-        if options.dla is not None:
-            self._accelerator(config, network, options.dla)
 
     def _accelerator(self, config: Any, network: Any, core: int) -> None:
         if core >= self._builder.num_DLA_cores:

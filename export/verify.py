@@ -171,7 +171,7 @@ def _prompts(bundle: Bundle) -> Iterator[str]:
     frame = np.zeros((made.image.height, made.image.width, 3), np.uint8)
     text_encoder = made.files[made.text_encoder].sha256
     try:
-        classifier = Classifier(bundle)
+        classifier = Classifier(bundle, backend="onnxruntime")  # not an engine of this device
         classifier.set_labels(["a label"])
         classifier.classify(frame)
         for name, file in made.prompts.items():
@@ -189,6 +189,7 @@ def _golden(bundle: Bundle) -> Iterator[str]:
     made = bundle.manifest
     if made.golden is None:
         yield "it has no golden inputs, which TensorRT engines are tested on"
+    if made.golden is None or "fp32" not in made.precisions:
         return
     try:
         golden = load_golden(bundle.file(made.golden), made)
@@ -198,7 +199,7 @@ def _golden(bundle: Bundle) -> Iterator[str]:
             ("frames", image, golden.frames, golden.embeddings),
             ("texts", text, golden.tokens, golden.text_embeddings),
         ):
-            if row_cosines(encoder(inputs), rows).min() < MIN_COSINE:
+            if not row_cosines(encoder(inputs), rows).min() >= MIN_COSINE:  # nan is not, either
                 yield f"{made.golden}: the embeddings of its {name} are not those of fp32"
     except EdgeClipError as error:
         yield str(error)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .backends import Encoder
 from .bundle import Bundle
-from .errors import BundleError, DataError, FrameError
+from .errors import BackendUnavailable, BundleError, DataError, FrameError
 from .frames import Color, Frame
 from .opening import open_image, open_text, text_file
 from .prediction import Prediction, scores_of
@@ -41,6 +41,7 @@ class Classifier:
         self._text_file = text_file(bundle, text_precision)
         opened = open_image(bundle, backend, precision, threads)
         self.backend, self.precision = opened.backend, opened.precision
+        self._auto = backend == "auto"
         self.notes = opened.notes
         """Why `auto` did not take another backend."""
         self.text_precision = text_precision
@@ -158,9 +159,21 @@ class Classifier:
                 manifest = self.bundle.manifest
                 content = self.bundle.file(manifest.tokenizer).read_bytes()
                 tokenizer = Tokenizer(content, manifest.text)
-                encoder = open_text(self.bundle, self.backend, self.text_precision, self.threads)
-                self._text = tokenizer, encoder
+                self._text = tokenizer, self._open_text()
             return self._text
+
+    def _open_text(self) -> Encoder:
+        """The text encoder on the backend of the image encoder; where that was found by `auto` and
+        has none, on ONNX Runtime."""
+        asked = self.bundle, self.backend, self.text_precision, self.threads
+        try:
+            return open_text(*asked)
+        except BackendUnavailable as error:
+            if not self._auto or self.backend == "onnxruntime":
+                raise
+            encoder = open_text(self.bundle, "onnxruntime", self.text_precision, self.threads)
+            self.notes += (f"the text encoder runs on onnxruntime: {error}",)
+            return encoder
 
     def __repr__(self) -> str:
         text = "" if self.text_precision == "fp32" else f"text {self.text_precision}, "

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from .bundle import Bundle, describe
-from .errors import BackendUnavailable, MissingFile, UnsupportedFormat
+from .errors import BackendUnavailable, BundleError, MissingFile, UnsupportedFormat
 
 FOLDER = "engines"
 FORMAT = 1
@@ -130,8 +130,13 @@ def find_engine(
             f"{bundle.folder} has no TensorRT engine of its {precision} {kind} encoder for "
             f"{here.gpu} and TensorRT {here.tensorrt}; build it here with `{command}`"
         ) from error
+    except UnsupportedFormat as error:
+        raise BackendUnavailable(f"{error}. Build it again here with `{command}`") from error
     plan = path.with_name(info.plan)
-    wrong = mismatches(info, bundle, here) or list(_damage(plan, info))
+    if (info.kind, info.precision) != (kind, precision):
+        wrong = [f"it is of the {info.precision} {info.kind} encoder"]
+    else:
+        wrong = mismatches(info, bundle, here) or list(_damage(plan, info))
     if wrong:
         raise BackendUnavailable(
             f"{path} is not used: {'; '.join(wrong)}. Build it again here with `{command}`"
@@ -140,20 +145,28 @@ def find_engine(
 
 
 def built_precisions(bundle: Bundle, here: Platform) -> list[str]:
-    """The accepted precisions of the image encoder that have an engine for this device, the
+    """The accepted precisions of the image encoder that have a sidecar for this device, the
     fastest first, as the self-tests measured them."""
     found = {}
     for name, entry in bundle.manifest.precisions.items():
         path = info_path(bundle, "image", name, here)
         if entry.status == "accepted" and path.is_file():
-            found[name] = read_info(path).figures.get("ms", float("inf"))
+            found[name] = _milliseconds(path)
     return sorted(found, key=lambda name: found[name])
 
 
+def _milliseconds(path: Path) -> float:
+    try:
+        return read_info(path).figures.get("ms", float("inf"))
+    except BundleError:  # said where it is opened
+        return float("inf")
+
+
 def _damage(plan: Path, info: EngineInfo) -> Iterator[str]:
-    if not plan.is_file():
-        yield f"its plan {plan.name} is missing"
+    try:
+        entry = describe(plan)
+    except OSError as error:
+        yield f"its plan {plan.name} cannot be read: {error.strerror}"
         return
-    entry = describe(plan)
     if (entry.bytes, entry.sha256) != (info.bytes, info.plan_sha256):
         yield f"the bytes of {plan.name} are not those that were built"

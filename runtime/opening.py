@@ -1,5 +1,6 @@
 """Opens a bundle's encoders on a backend: which one, in which precision, and why."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -146,8 +147,21 @@ def _engine(bundle: Bundle, precision: str) -> Opened:
                 f"{bundle.folder} has no TensorRT engine for {here.gpu} and TensorRT "
                 f"{here.tensorrt}; build one here with `edgeclip build {bundle.folder}`"
             )
-        precision = built[0]
+        return _first_engine(bundle, built)
     return Opened(_open_engine(bundle, "image", precision), "tensorrt", precision)
+
+
+def _first_engine(bundle: Bundle, precisions: Sequence[str]) -> Opened:
+    """The first of several engines that opens; what is wrong with those before it is noted."""
+    notes: list[str] = []
+    for precision in precisions:
+        try:
+            encoder = _open_engine(bundle, "image", precision)
+        except BackendUnavailable as error:
+            notes.append(str(error))
+        else:
+            return Opened(encoder, "tensorrt", precision, tuple(notes))
+    raise BackendUnavailable(" ".join(notes))
 
 
 def _open_engine(bundle: Bundle, kind: Kind, precision: str) -> Encoder:

@@ -1,7 +1,9 @@
 """The TensorRT backend: runs an engine on the GPU, with numpy, tensorrt and a CUDA binding only."""
 
+import contextlib
 import itertools
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Border
-from .cuda import Cuda, CudaError, open_cuda
+from .cuda import Cuda, CudaError, HostArray, open_cuda
 from .engine_file import EngineInfo, Platform
-from .errors import BackendUnavailable, UnsupportedFormat
+from .errors import BackendUnavailable, FrameError, UnsupportedFormat
 
 OLDEST = (8, 6)
 _INPUT_TYPES = {"frames": ("UINT8", np.uint8), "tokens": ("INT32", np.int32)}
@@ -23,7 +25,7 @@ def tensorrt() -> Any:
     or too old."""
     try:
         import tensorrt as found
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library that the package needs
         raise BackendUnavailable(_how_to_get_it(error)) from error
     version = tuple(int(part) for part in found.__version__.split(".")[:2])
     if version < OLDEST:
@@ -34,7 +36,7 @@ def tensorrt() -> Any:
     return found
 
 
-def _how_to_get_it(error: ImportError) -> str:
+def _how_to_get_it(error: Exception) -> str:
     if Path("/etc/nv_tegra_release").exists():
         return (
             f"TensorRT cannot be imported ({error}). On a Jetson it is a system package: "
@@ -92,13 +94,22 @@ class TrtEncoder:
         self._check()
         self._lock = threading.Lock()
         self._graph = 0
-        self._open()
+        self._held = contextlib.ExitStack()
+        self._free = weakref.finalize(self, self._held.close)
+        self._free.atexit = False  # CUDA may be gone by then, and its memory with it
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def _deserialised(self, plan: Path) -> Any:
         self._runtime = self._trt.Runtime(self._logger)
-        if "VERSION_COMPATIBLE" in self.info.flags:
-            self._runtime.engine_host_code_allowed = True
-        engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        try:
+            content = plan.read_bytes()
+        except OSError as error:  # a rebuild has just taken its place
+            raise BackendUnavailable(f"{plan} cannot be read: {error.strerror}") from error
+        engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise BackendUnavailable(
                 f"TensorRT {self._trt.__version__} does not load {plan}: {self._said()}; "
@@ -138,17 +149,14 @@ class TrtEncoder:
         cuda, largest = self._cuda, self.info.batches[2]
         _, dtype = _INPUT_TYPES[self._border.name]
         shared = cuda.device().integrated
-        self._input = cuda.host((largest, *self._border.shape), dtype, mapped=shared)
-        self._output = cuda.host((largest, self._border.dim), np.float32, mapped=shared)
-        self._input.array[...] = 0
         self._shared = shared
-        self._device_input = (
-            self._input.device_pointer if shared else cuda.alloc(self._input.array.nbytes)
-        )
-        self._device_output = (
-            self._output.device_pointer if shared else cuda.alloc(self._output.array.nbytes)
-        )
+        self._input = self._host((largest, *self._border.shape), dtype)
+        self._output = self._host((largest, self._border.dim), np.float32)
+        self._input.array[...] = 0
+        self._device_input = self._device(self._input)
+        self._device_output = self._device(self._output)
         self._stream = cuda.stream()
+        self._held.callback(cuda.free_stream, self._stream)
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise BackendUnavailable(f"TensorRT has no room to run the engine: {self._said()}")
@@ -158,6 +166,20 @@ class TrtEncoder:
         smallest, _, _ = self.info.batches
         if cuda.graphs and smallest == largest:
             self._capture(largest)
+
+    def _host(self, shape: tuple[int, ...], dtype: Any) -> HostArray:
+        """Pinned memory, which the GPU reads itself where it shares the host's."""
+        made = self._cuda.host(shape, dtype, mapped=self._shared)
+        self._held.callback(self._cuda.free_host, made)
+        return made
+
+    def _device(self, host: HostArray) -> int:
+        """The GPU's memory beside it: the same, where that is shared."""
+        if self._shared:
+            return host.device_pointer
+        pointer = self._cuda.alloc(host.array.nbytes)
+        self._held.callback(self._cuda.free, pointer)
+        return pointer
 
     def _capture(self, size: int) -> None:
         """Records one run for replay. What TensorRT cannot record is run call by call."""
@@ -171,10 +193,8 @@ class TrtEncoder:
             graph = self._cuda.end_capture(self._stream)
         except CudaError:
             return
-        if recorded:
-            self._graph = graph
-        else:
-            self._cuda.free_graph(graph)
+        self._held.callback(self._cuda.free_graph, graph)
+        self._graph = graph if recorded else 0
 
     def _enqueue(self, size: int, events: Sequence[int] = ()) -> None:
         """Upload, engine, download; `events` are recorded before, between and after them."""
@@ -211,6 +231,7 @@ class TrtEncoder:
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Embeds a batch: uint8 frames [N, H, W, 3] or int32 tokens [N, L]."""
+        self._require(batch)
         smallest, _, largest = self.info.batches
         found = np.empty((len(batch), self._border.dim), np.float32)
         with self._lock:
@@ -222,9 +243,17 @@ class TrtEncoder:
                 found[start : start + len(part)] = self._output.array[: len(part)]
         return found
 
+    def _require(self, batch: NDArray[Any]) -> None:
+        shape, dtype = self._border.shape, self._input.array.dtype
+        if batch.shape[1:] != shape or batch.dtype != dtype:
+            raise FrameError(
+                f"the engine takes {dtype} {['N', *shape]}, not {batch.dtype} {list(batch.shape)}"
+            )
+
     def timed(self, batch: NDArray[Any]) -> dict[str, float]:
         """Milliseconds on the GPU of one batch of at most the largest size, by CUDA's events:
         upload, engine, download. No graph is used: stages in one cannot be told apart."""
+        self._require(batch)
         cuda, size = self._cuda, max(len(batch), self.info.batches[0])
         with self._lock:
             self._input.array[: len(batch)] = batch
@@ -245,18 +274,11 @@ class TrtEncoder:
         return str(self._engine.create_engine_inspector().get_engine_information(form))
 
     def close(self) -> None:
-        """Gives the memory of the GPU back. The encoder cannot be used after it."""
+        """Gives the memory of the GPU back, as the end of the object does too. The encoder cannot
+        be used after it."""
         with self._lock:
-            cuda = self._cuda
-            if self._graph:
-                cuda.free_graph(self._graph)
             self._context = self._engine = self._runtime = None
-            if not self._shared:
-                cuda.free(self._device_input)
-                cuda.free(self._device_output)
-            cuda.free_host(self._input)
-            cuda.free_host(self._output)
-            cuda.free_stream(self._stream)
+            self._free()
 
     def __repr__(self) -> str:
         how = "CUDA graph" if self._graph else "no CUDA graph"

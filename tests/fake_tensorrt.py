@@ -29,6 +29,7 @@ _LAYERS = {
     "LayerNormalization": "NORMALIZATION", "Softmax": "SOFTMAX", "ReduceSum": "REDUCE",
     "ReduceMean": "REDUCE",
 }  # fmt: skip
+PHASE = "Finding fastest tactics for {ForeignNode[/tower/norm.../tower/MatMul]}"
 _NUMPY = {"FLOAT": np.float32, "UINT8": np.uint8, "INT32": np.int32}
 
 
@@ -182,10 +183,10 @@ def _behaviour(trt: Any, fault: str) -> dict[str, dict[str, Any]]:
             return None
         assert config._profile is not None and config._profile._shapes, "no profile for the batch"
         if getattr(config, "progress_monitor", None) is not None:
-            config.progress_monitor.phase_start("Building engine", None, 2)
+            config.progress_monitor.phase_start(PHASE, None, 2)
             for step in range(2):
-                config.progress_monitor.step_complete("Building engine", step)
-            config.progress_monitor.phase_finish("Building engine")
+                config.progress_monitor.step_complete(PHASE, step)
+            config.progress_monitor.phase_finish(PHASE)
         config._cache._entries += 1
         head = {"version": trt.__version__, "profile": config._profile._shapes}
         content = json.dumps(head).encode() + b"\0" + model.SerializeToString()
@@ -193,6 +194,10 @@ def _behaviour(trt: Any, fault: str) -> dict[str, dict[str, Any]]:
 
     def _host(content: bytes) -> Any:
         return _Bytes(content)
+
+    def set_cache(self: Any, cache: Any, ignore_mismatch: bool) -> bool:
+        self._cache = cache
+        return True
 
     # network and parser
 
@@ -319,10 +324,12 @@ def _behaviour(trt: Any, fault: str) -> dict[str, dict[str, Any]]:
             "set_memory_pool_limit": lambda self, pool, size: None,
             "set_tactic_sources": lambda self, sources: True,
             "add_optimization_profile": lambda self, profile: setattr(self, "_profile", profile),
-            "create_timing_cache": lambda self, content: _new(
-                trt, "ITimingCache", _entries=int(content or b"0")
+            "create_timing_cache": lambda self, content: (
+                _new(trt, "ITimingCache", _entries=int(content or b"0"))
+                if (content or b"0").isdigit()
+                else None
             ),
-            "set_timing_cache": lambda self, cache, ignore_mismatch: setattr(self, "_cache", cache),
+            "set_timing_cache": set_cache,
             "get_timing_cache": lambda self: self._cache,
         },
         "ITimingCache": {"serialize": lambda self: str(self._entries).encode()},

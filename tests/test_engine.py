@@ -1,5 +1,8 @@
 """TensorRT engines against the recorded names of every version: built, run, refused, survived."""
 
+import contextlib
+import fcntl
+import gc
 import json
 import os
 import shutil
@@ -14,15 +17,20 @@ import fake_tensorrt
 import numpy as np
 import pytest
 from conftest import COLORS, square, write_squares
+from typer.testing import CliRunner
 
 import runtime
 from export.build import EngineOptions, build_engines
 from export.bundle import ExportOptions, export_bundle
+from export.cli import app
 from export.engine import BuildOptions
 from export.precisions import CalibrationOptions
+from export.verify import verify
 from runtime import cuda_ctypes
+from runtime.bundle import Bundle
 from runtime.engine_file import EngineInfo, read_info
-from runtime.errors import BackendUnavailable, DataError, GateFailed
+from runtime.errors import BackendUnavailable, DataError, FrameError, GateFailed
+from runtime.opening import open_image
 
 pytestmark = pytest.mark.skipif(
     fake_cuda.COMPILER is None, reason="no C compiler (cc or gcc) to build the stub of CUDA with"
@@ -61,7 +69,7 @@ class Machine:
     """Puts a TensorRT of some version, over the stub of CUDA, where processes find it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, library: Path, folder: Path) -> None:
-        self._patch, self._library = monkeypatch, library
+        self._patch, self.library = monkeypatch, fake_cuda.load(library)
         package = fake_tensorrt.fake_package(folder)
         monkeypatch.setenv("PYTHONPATH", str(package))
         monkeypatch.setenv("LD_LIBRARY_PATH", str(library.parent))
@@ -82,6 +90,11 @@ def machine(monkeypatch: pytest.MonkeyPatch, library: Path, tmp_path: Path) -> I
 
 def built(bundle: Path, **changes: Any) -> list[EngineInfo]:
     return build_engines(EngineOptions(bundle=bundle, **{"text": False, **changes}))
+
+
+def kinds(bundle: Path) -> set[str]:
+    """What lies in the folder of the engines, beside the lock."""
+    return {path.suffix for path in (bundle / "engines").iterdir() if path.name != ".lock"}
 
 
 def frames() -> list[Any]:
@@ -156,7 +169,7 @@ def test_what_goes_wrong_is_named_and_leaves_nothing(
     machine.has(NEW, fault)
     with pytest.raises(BackendUnavailable, match=said):
         built(bundle, precision="fp16")
-    assert not [path for path in (bundle / "engines").iterdir() if path.suffix != ".timing"]
+    assert kinds(bundle) - {".timing"} == set()
 
 
 @pytest.mark.parametrize("fault", ["parse", "build-none", "deserialise-none", "killed", "lost"])
@@ -214,7 +227,7 @@ def sidecar(bundle: Path) -> Path:
         ({"tensorrt": "10.3.0"}, "built by TensorRT 10.3.0, here is 11.4.0"),
         ({"gpu": "Orin", "capability": [8, 7]}, r"built on Orin \(compute capability 8.7\)"),
         ({"plan_sha256": "0" * 64}, "not those that were built"),
-        ({"plan": "other.plan"}, "other.plan is missing"),
+        ({"plan": "other.plan"}, "other.plan cannot be read: No such file"),
         ({"plan": "../other.plan"}, "is not the sidecar of an engine"),
         ({"format": 2}, "has format 2"),
     ],
@@ -292,8 +305,8 @@ def test_a_build_that_is_killed_leaves_a_sound_engine(
     classifier = runtime.load(bundle, backend="tensorrt", precision="fp16")
     assert [classifier.classify(frame).label for frame in frames()] == list(COLORS)
     built(bundle, precision="fp16", build=BuildOptions(batches=(4, 4, 4)))
-    left = sorted(path.suffix for path in (bundle / "engines").iterdir())
-    assert left == [".json", ".plan", ".timing"]
+    assert len(list((bundle / "engines").iterdir())) == 4  # with the lock
+    assert kinds(bundle) == {".json", ".plan", ".timing"}
 
 
 def test_a_rebuild_takes_the_place_of_the_old(bundle: Path, machine: Machine) -> None:
@@ -309,3 +322,100 @@ def test_without_tensorrt(bundle: Path, monkeypatch: pytest.MonkeyPatch, library
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendUnavailable, match=r"pip install 'edgeclip\[tensorrt\]'"):
         runtime.load(bundle, backend="tensorrt")
+
+
+def test_auto_embeds_texts_on_onnxruntime_where_there_is_no_engine(
+    bundle: Path, machine: Machine
+) -> None:
+    machine.has(NEW)
+    built(bundle, precision="fp16")
+    classifier = runtime.load(bundle, labels=list(COLORS))
+    assert classifier.backend == "tensorrt"
+    assert classifier.notes[0].startswith("the text encoder runs on onnxruntime: ")
+    assert [classifier.classify(frame).label for frame in frames()] == list(COLORS)
+    with pytest.raises(BackendUnavailable, match="no TensorRT engine of its fp32 text encoder"):
+        runtime.load(bundle, labels=["red"], backend="tensorrt")
+    assert verify(bundle) == []
+
+
+def test_auto_does_without_engines_that_are_damaged(bundle: Path, machine: Machine) -> None:
+    machine.has(NEW)
+    built(bundle, precision="fp16")
+    sidecar(bundle).write_text("")
+    classifier = runtime.load(bundle)
+    assert classifier.backend == "onnxruntime" and "is not the sidecar" in classifier.notes[0]
+    fp16 = sidecar(bundle)
+    (info,) = built(bundle, precision="int8")
+    classifier = runtime.load(bundle)
+    assert (classifier.backend, classifier.precision) == ("tensorrt", "int8")
+    fp16.write_bytes(fp16.with_name(fp16.name.replace("fp16", "int8")).read_bytes())
+    with pytest.raises(BackendUnavailable, match="it is of the int8 image encoder"):
+        runtime.load(bundle, backend="tensorrt", precision="fp16")
+    (bundle / "engines" / info.plan).unlink()
+    assert runtime.load(bundle).backend == "onnxruntime"
+
+
+def test_the_command(bundle: Path, machine: Machine) -> None:
+    """Its bar shows TensorRT's names of phases, with what a terminal could take for markup."""
+    machine.has(NEW)
+    run = CliRunner().invoke(app, ["build", str(bundle), "--precision", "fp16"])
+    assert run.exit_code == 0, run.output
+    assert "image: fp16" in run.output and "text: fp32" in run.output
+    run = CliRunner().invoke(app, ["build", str(bundle), "--no-text", "--json"])
+    assert json.loads(run.stdout)[0]["precision"] == "int8_fp16"
+
+
+def test_modules_of_the_working_folder_are_not_taken(
+    bundle: Path, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.has(NEW)
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "__init__.py").touch()
+    (tmp_path / "queue.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    assert built(Path("bundle"), precision="fp16")[0].precision == "fp16"
+
+
+def test_one_build_at_a_time(bundle: Path, machine: Machine) -> None:
+    machine.has(NEW)
+    (bundle / "engines").mkdir()
+    with (bundle / "engines" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another build is at work"):
+            built(bundle)
+    built(bundle, precision="fp16")
+
+
+def test_a_timing_cache_that_is_damaged(bundle: Path, machine: Machine) -> None:
+    machine.has(NEW)
+    built(bundle, precision="fp16")
+    (cache,) = (bundle / "engines").glob("*.timing")
+    cache.write_bytes(b"damaged")
+    built(bundle, precision="fp16")
+    assert cache.read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("fault", ["", "no-context"])
+def test_nothing_stays_allocated(bundle: Path, machine: Machine, fault: str) -> None:
+    machine.has(NEW)
+    built(bundle, precision="fp16")
+    machine.has(NEW, fault)
+    gc.collect()
+    before = machine.library.stub_live()
+    classifier: runtime.Classifier | None
+    with contextlib.suppress(BackendUnavailable):
+        classifier = runtime.Classifier(Bundle(bundle), backend="tensorrt")
+        classifier.embed(frames()[0])
+        assert machine.library.stub_live() > before
+    classifier = None
+    gc.collect()
+    assert machine.library.stub_live() == before
+
+
+def test_other_inputs_are_refused(bundle: Path, machine: Machine) -> None:
+    machine.has(NEW)
+    built(bundle, precision="fp16")
+    encoder = open_image(Bundle(bundle), "tensorrt", "fp16", None).encoder
+    for wrong in (np.zeros((1, 32, 32, 3), np.float32), np.zeros((2, 1, 1, 3), np.uint8)):
+        with pytest.raises(FrameError, match="the engine takes uint8"):
+            encoder(wrong)
