@@ -28,6 +28,8 @@ def main(folder: Path) -> None:
         mean = fabric.all_reduce(torch.tensor(own), reduce_op="mean")
         if fabric.is_global_zero:
             torch.save({**found, "loss": mean}, folder / f"{loss}-{micro}.pt")
+    fabric.barrier()  # gloo's threads may abort a process whose neighbour has left before
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
