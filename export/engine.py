@@ -91,6 +91,7 @@ class _Build:
             ) from error
 
     def run(self, onnx: Path, timing: bytes) -> Plan:
+        """Builds the plan. Raises BuildFailed."""
         network = self._network(onnx)
         config = self._builder.create_builder_config()
         self._limits(config)

@@ -152,6 +152,7 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
+    """Does what the request in the first argument asks for, and writes `result.json` beside it."""
     _end_with_parent()
     path = Path(sys.argv[1])
     request = msgspec.json.decode(path.read_bytes(), type=Request)

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -293,18 +294,31 @@ def write_precisions(
 ) -> tuple[dict[str, Precision], list[str]]:
     """Writes the encoders that hold the gate (with `allow_rejected` the others too, so marked);
     returns their entries for the manifest, and what is wrong with the others, in words."""
-    entries, refused = {}, []
-    for candidate in made.candidates:
-        if not candidate.accepted:
-            refused.append(f"{candidate.name}: {'; '.join(candidate.faults)}")
-            if not allow_rejected:
-                continue
-        name = f"image.{candidate.name}.onnx"
-        onnx.save(candidate.model, folder / name)
-        entries[candidate.name] = Precision(
-            image=name,
-            status="accepted" if candidate.accepted else "rejected",
-            figures=candidate.figures(),
-            float_layers=candidate.float_layers,
-        )
-    return entries, refused
+    written = write_candidates(made.candidates, "image", folder, allow_rejected)
+    entries = {name: Precision(image=file, **entry) for name, file, entry in written}
+    return entries, refusals(made.candidates)
+
+
+def write_candidates(
+    candidates: Sequence[Candidate], kind: str, folder: Path, allow_rejected: bool
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Writes those that may be in the bundle; yields the name, the file, and what the manifest says
+    of each precision."""
+    for candidate in candidates:
+        if candidate.accepted or allow_rejected:
+            file = f"{kind}.{candidate.name}.onnx"
+            onnx.save(candidate.model, folder / file)
+            yield (
+                candidate.name,
+                file,
+                {
+                    "status": "accepted" if candidate.accepted else "rejected",
+                    "figures": candidate.figures(),
+                    "float_layers": candidate.float_layers,
+                },
+            )
+
+
+def refusals(candidates: Sequence[Candidate], prefix: str = "") -> list[str]:
+    """What is wrong with those that do not hold the gate, a line each."""
+    return [f"{prefix}{c.name}: {'; '.join(c.faults)}" for c in candidates if not c.accepted]

@@ -19,7 +19,7 @@ from runtime.manifest import TextPrecision
 from runtime.prompts import Labels
 from runtime.tokenizer import Tokenizer
 
-from .precisions import CalibrationOptions, Made
+from .precisions import CalibrationOptions, Made, refusals, write_candidates
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,18 +127,6 @@ def write_text_precisions(
 ) -> tuple[dict[str, TextPrecision], list[str]]:
     """Writes the encoders that hold the gate (with `allow_rejected` the others too, so marked);
     returns their entries for the manifest, and what is wrong with the others, in words."""
-    entries, refused = {}, []
-    for candidate in made.candidates:
-        if not candidate.accepted:
-            refused.append(f"text {candidate.name}: {'; '.join(candidate.faults)}")
-            if not allow_rejected:
-                continue
-        name = f"text.{candidate.name}.onnx"
-        onnx.save(candidate.model, folder / name)
-        entries[candidate.name] = TextPrecision(
-            file=name,
-            status="accepted" if candidate.accepted else "rejected",
-            figures=candidate.figures(),
-            float_layers=candidate.float_layers,
-        )
-    return entries, refused
+    written = write_candidates(made.candidates, "text", folder, allow_rejected)
+    entries = {name: TextPrecision(file=file, **entry) for name, file, entry in written}
+    return entries, refusals(made.candidates, "text ")

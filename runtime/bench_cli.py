@@ -62,11 +62,7 @@ def bench(
     after, memory = conditions(), process_memory()
     report = {
         "bundle": str(bundle),
-        "frames": {
-            "from": [str(path) for path in frames] if frames else ["made"],
-            "number": len(shown),
-            "first_shape": shown[0][0].shape,
-        },
+        "frames": _described(frames, shown),
         "seconds": seconds,
         "threads": threads,
         "peak_rss_mib": memory and memory[1],
@@ -82,6 +78,14 @@ def bench(
         _print(rows, f"before: {before}\nafter: {after}")
     if all(row.error for row in rows):
         raise typer.Exit(2)
+
+
+def _described(paths: list[Path] | None, shown: Any) -> dict[str, Any]:
+    return {
+        "from": [str(path) for path in paths] if paths else ["made"],
+        "number": len(shown),
+        "first_shape": shown[0][0].shape,
+    }
 
 
 def _frames(paths: list[Path] | None, size: str | None) -> Any:

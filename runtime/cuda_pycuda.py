@@ -103,6 +103,7 @@ class PycudaCuda:
             self._memory.pop(pointer).free()
 
     def host(self, shape: tuple[int, ...], dtype: DTypeLike, mapped: bool = False) -> HostArray:
+        """A pinned array; freed again where the GPU gives it no address."""
         with self._current() as driver:
             flags = driver.host_alloc_flags.PORTABLE
             if mapped:

@@ -62,6 +62,7 @@ class RuntimeCuda(ABC):
         self._call("cudaFree", pointer)
 
     def host(self, shape: tuple[int, ...], dtype: DTypeLike, mapped: bool = False) -> HostArray:
+        """A pinned array; freed again where the GPU gives it no address."""
         size = max(1, prod(shape) * np.dtype(dtype).itemsize)
         flags = _HOST_PORTABLE | (_HOST_MAPPED if mapped else 0)
         pointer = int(self._here("cudaHostAlloc", size, flags))

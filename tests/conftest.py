@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.bundle import ExportOptions, export_bundle
+from export.precisions import CalibrationOptions
 from runtime.manifest import TextSpec
 from runtime.tokenizer import Tokenizer
 from training.options import TrainOptions
@@ -128,3 +129,21 @@ def bundle(checkpoint: Path) -> Path:
 @pytest.fixture
 def bundle_copy(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def every_precision(
+    checkpoint: Path, squares: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A bundle of every precision, with a bank that is fitted to each. Not to be changed."""
+    folder = tmp_path_factory.mktemp("every") / "bundle"
+    judged = write_squares(folder.parent / "judged", each=6, seed=9)
+    options = ExportOptions(
+        checkpoint=str(checkpoint),
+        bundle=folder,
+        labels=tuple(COLORS),
+        templates=("a {} square", "{}"),
+        precisions=CalibrationOptions(calibrate=(squares,), judge=(judged,), frames=32),
+    )
+    export_bundle(options, quiet=True)
+    return folder

@@ -16,15 +16,13 @@ import fake_cuda
 import fake_tensorrt
 import numpy as np
 import pytest
-from conftest import COLORS, square, write_squares
+from conftest import COLORS, square
 from typer.testing import CliRunner
 
 import runtime
 from export.build import EngineOptions, build_engines
-from export.bundle import ExportOptions, export_bundle
 from export.cli import app
 from export.engine import BuildOptions
-from export.precisions import CalibrationOptions
 from export.verify import verify
 from runtime import cuda_ctypes
 from runtime.bundle import Bundle
@@ -39,25 +37,10 @@ OLD, NEW = "8.6.0", "11.4.0"
 SUPPORTED = [version for version in fake_tensorrt.VERSIONS if version != "8.5.3"]
 
 
-@pytest.fixture(scope="module")
-def exported(checkpoint: Path, squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("engines") / "bundle"
-    judged = write_squares(folder.parent / "judged", each=6, seed=9)
-    options = ExportOptions(
-        checkpoint=str(checkpoint),
-        bundle=folder,
-        labels=tuple(COLORS),
-        templates=("a {} square", "{}"),
-        precisions=CalibrationOptions(calibrate=(squares,), judge=(judged,), frames=32),
-    )
-    export_bundle(options, quiet=True)
-    return folder
-
-
 @pytest.fixture
-def bundle(exported: Path, tmp_path: Path) -> Path:
+def bundle(every_precision: Path, tmp_path: Path) -> Path:
     """The same files in another folder: its engines are this test's own."""
-    return Path(shutil.copytree(exported, tmp_path / "bundle", copy_function=os.link))
+    return Path(shutil.copytree(every_precision, tmp_path / "bundle", copy_function=os.link))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import COLORS, write_squares
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import set_external_data
@@ -22,9 +21,7 @@ from calibration.half import int8_in_half, to_half
 from calibration.layers import find_layers
 from calibration.quantize import quantize, without_unused
 from calibration.ranges import Range
-from export.bundle import ExportOptions, export_bundle
 from export.lint import lint
-from export.precisions import CalibrationOptions
 from export.to_onnx import write_onnx
 from export.towers import ImageEncoder
 from export.verify import verify
@@ -41,25 +38,9 @@ TEXT, FP32, FP16, INT8, INT8_FP16 = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def whole(checkpoint: Path, squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of every precision, with a bank that is fitted to each."""
-    folder = tmp_path_factory.mktemp("whole") / "bundle"
-    judged = write_squares(folder.parent / "judged", each=6, seed=9)
-    options = ExportOptions(
-        checkpoint=str(checkpoint),
-        bundle=folder,
-        labels=tuple(COLORS),
-        templates=("a {} square", "{}"),
-        precisions=CalibrationOptions(calibrate=(squares,), judge=(judged,), frames=32),
-    )
-    export_bundle(options, quiet=True)
-    return folder
-
-
 @pytest.fixture
-def bundle_copy(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+def bundle_copy(every_precision: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(every_precision, tmp_path / "bundle"))
 
 
 def relist(folder: Path, name: str) -> None:
@@ -98,9 +79,14 @@ def change_model(folder: Path, name: str, change: Change) -> None:
     relist(folder, name)
 
 
-def test_a_sound_bundle(whole: Path) -> None:
-    assert list(Bundle(whole).manifest.precisions) == ["fp32", "fp16", "int8", "int8_fp16"]
-    assert verify(whole) == []
+def test_a_sound_bundle(every_precision: Path) -> None:
+    assert list(Bundle(every_precision).manifest.precisions) == [
+        "fp32",
+        "fp16",
+        "int8",
+        "int8_fp16",
+    ]
+    assert verify(every_precision) == []
 
 
 def test_a_sound_bundle_of_fp32_alone(bundle_copy: Path) -> None:
@@ -130,15 +116,15 @@ def test_sound_encoders_of_presets(preset: str, tmp_path: Path) -> None:
     assert list(lint(quantize(model, layers, ranges, kept), "int8", kept)) == []
 
 
-def test_int8_fp16_is_of_a_later_opset_with_half_scales(whole: Path) -> None:
-    faults = list(lint(onnx.load(whole / INT8), "int8_fp16"))
+def test_int8_fp16_is_of_a_later_opset_with_half_scales(every_precision: Path) -> None:
+    faults = list(lint(onnx.load(every_precision / INT8), "int8_fp16"))
     assert "opset {'ai.onnx': 17}, expected 19 or later of the default domain" in faults
     assert "MatMul_4: MatMul has float32 weights, expected float16" in faults
 
 
-def test_int8_fp16_may_keep_layers_in_float(whole: Path) -> None:
+def test_int8_fp16_may_keep_layers_in_float(every_precision: Path) -> None:
     """What overflows stays in float32 with its scales, or is not quantised; either is listed."""
-    model = onnx.load(whole / INT8)
+    model = onnx.load(every_precision / INT8)
     assert list(lint(int8_in_half(model, ["MatMul_4"]), "int8_fp16", ["MatMul_4"])) == []
     unlisted = list(lint(int8_in_half(model, ["MatMul_4"]), "int8_fp16"))
     assert unlisted == ["MatMul_4: MatMul has float32 weights, expected float16"]
