@@ -20,7 +20,7 @@ from runtime.engine_file import FOLDER, EngineInfo, Kind, Platform, info_path
 from runtime.errors import BackendUnavailable, BundleError, DataError, GateFailed
 from runtime.trt import platform
 
-from .engine import STRONG, BuildOptions
+from .engine import STRONG, BuildOptions, require_compatibility
 from .engine_child import Request
 
 LADDER = ("int8_fp16", "int8", "fp16", "fp32")  # from the fastest, as a rule
@@ -57,6 +57,7 @@ def build_engines(options: EngineOptions, tell: Tell = lambda *_: None) -> list[
             f"{options.bundle} has no golden frames to test engines on; export it again"
         )
     here = platform(open_cuda())
+    require_compatibility(options.build, here)
     found = [_first(options, bundle, here, "image", _ladder(options, bundle, here), tell)]
     if options.text:
         plain = dataclasses.replace(options.build, dla=None)  # attention runs on none
@@ -126,7 +127,8 @@ def _built(
             info = msgspec.structs.replace(_in_child(request, folder, tell), steps=steps)
             (folder / "timing.cache").replace(timing)
             _judge(info, options)
-            _publish(info, folder, info_path(bundle, kind, precision, here))
+            slug = here.slug(info.version_compatible, info.hardware_compatible)
+            _publish(info, folder, info_path(bundle, kind, precision, slug))
     except OSError as error:
         raise DataError(f"{engines} cannot be written: {error}") from error
     return info

@@ -25,6 +25,22 @@ Level = Annotated[
     int | None, typer.Option(min=0, max=5, help="Effort of the build: 5 builds longest.")
 ]
 Dla = Annotated[int | None, typer.Option(min=0, help="Deep learning accelerator, for CNNs.")]
+Versions = Annotated[
+    bool,
+    typer.Option(
+        "--version-compatible",
+        help="Also for later TensorRT releases of the same major version; slower. Loading it needs "
+        "EDGECLIP_ENGINE_HOST_CODE=1.",
+    ),
+]
+Hardware = Annotated[
+    bool,
+    typer.Option(
+        "--hardware-compatible",
+        help="Also for other GPUs from Ampere on, of the same kind of computer; slower. Not on a "
+        "Jetson.",
+    ),
+]
 Tactics = Annotated[
     bool, typer.Option(help="Let TensorRT 8 and 10 use cuBLAS and cuDNN where they are.")
 ]
@@ -42,6 +58,8 @@ def build(
     workspace: Workspace = None,
     level: Level = None,
     dla: Dla = None,
+    version_compatible: Versions = False,
+    hardware_compatible: Hardware = False,
     external_tactics: Tactics = True,
     min_cosine: Cosine = 0.99,
     min_agreement: Agreement = 0.99,
@@ -61,6 +79,8 @@ def build(
             workspace=workspace and workspace << 20,
             level=level,
             dla=dla,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
             external_tactics=external_tactics,
         ),
         min_cosine=min_cosine,
@@ -97,6 +117,8 @@ def _show(found: Any, as_json: bool) -> None:
 
     import msgspec
 
+    from runtime.trt_plan import HOST_CODE
+
     if as_json:
         print(json.dumps([msgspec.to_builtins(info) for info in found], indent=2))
         return
@@ -109,3 +131,5 @@ def _show(found: Any, as_json: bool) -> None:
             f"cosine {figures['cosine_p1']:.5f}, {figures['ms']:.2f} ms, "
             f"built in {info.seconds:.0f} s: {info.plan}"
         )
+    if any(info.version_compatible for info in found):
+        print(f"version compatible: set {HOST_CODE}=1 where they are loaded")

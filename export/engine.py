@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.engine_file import Platform
 from runtime.errors import BackendUnavailable
-from runtime.trt import quiet_logger, tensorrt
+from runtime.trt import tensorrt
+from runtime.trt_plan import quiet_logger
 
 Advance = Callable[[str, int, int], None]
 STRONG = 10  # the first major version with strongly typed networks
+VOLTA = (7, 0)
 _FLOAT_LAYERS = {"NORMALIZATION", "REDUCE"}
 _GEMMS = {"CONVOLUTION", "MATRIX_MULTIPLY"}
 
@@ -28,14 +31,17 @@ class BuildOptions:
 
     `batches` are the smallest, best and largest batch; equal ones make a static engine. `workspace`
     is the most memory in bytes that a layer may use while it runs, `level` the effort of the
-    search, 0 to 5. `dla` is the number of a deep learning accelerator, for CNNs alone. Without
-    `external_tactics` TensorRT 8 and 10 do without cuBLAS and cuDNN.
+    search, 0 to 5. `dla` is the number of a deep learning accelerator, for CNNs alone. Engines
+    that are `version_compatible` or `hardware_compatible` run in more places and more slowly: see
+    runtime.engine_file. Without `external_tactics` TensorRT 8 and 10 do without cuBLAS and cuDNN.
     """
 
     batches: tuple[int, int, int] = (1, 1, 1)
     workspace: int | None = None
     level: int | None = None
     dla: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
     external_tactics: bool = True
 
 
@@ -47,6 +53,21 @@ class Plan:
     timing: bytes
     strongly_typed: bool
     flags: tuple[str, ...]
+
+
+def require_compatibility(options: BuildOptions, here: Platform) -> None:
+    """Raises BackendUnavailable where a compatibility that is asked for cannot be had here.
+
+    After NvInfer.h on kVERSION_COMPATIBLE and kAMPERE_PLUS, and TensorRT's developer guide.
+    """
+    against = here.against_hardware_compatible()
+    if options.hardware_compatible and against:
+        raise BackendUnavailable(f"{against}: build without --hardware-compatible")
+    if options.version_compatible and here.capability < VOLTA:
+        raise BackendUnavailable(
+            f"version compatible engines are for GPUs from Volta on, not {here.gpu}: build without "
+            "--version-compatible"
+        )
 
 
 def build(
@@ -87,7 +108,7 @@ class _Build:
             self._builder = trt.Builder(self._logger)
         except TypeError as error:  # what the bindings raise for a null pointer
             raise BackendUnavailable(
-                f"TensorRT {trt.__version__} finds no GPU that it can use: {self._said()}"
+                f"TensorRT {trt.__version__} finds no GPU that it can use: {self._logger.said()}"
             ) from error
 
     def run(self, onnx: Path, timing: bytes) -> Plan:
@@ -96,6 +117,7 @@ class _Build:
         config = self._builder.create_builder_config()
         self._limits(config)
         self._precisions(config, network)
+        self._compatibility(config)
         if self._options.dla is not None:
             self._accelerator(config, network, self._options.dla)
         config.add_optimization_profile(self._profile(network))
@@ -104,7 +126,9 @@ class _Build:
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         content = self._builder.build_serialized_network(network, config)
         if content is None:
-            raise BuildFailed(f"TensorRT {self._trt.__version__} builds no engine: {self._said()}")
+            raise BuildFailed(
+                f"TensorRT {self._trt.__version__} builds no engine: {self._logger.said()}"
+            )
         times = config.get_timing_cache()
         return Plan(
             content=bytes(content),
@@ -112,9 +136,6 @@ class _Build:
             strongly_typed=self._strong,
             flags=tuple(self._flags),
         )
-
-    def _said(self) -> str:
-        return "; ".join(self._logger.errors[-3:]) or "it does not say why"
 
     def _network(self, onnx: Path) -> Any:
         kinds = self._trt.NetworkDefinitionCreationFlag
@@ -150,6 +171,14 @@ class _Build:
         for layer in _in_float(self._trt, network):
             layer.precision = self._trt.float32
             layer.set_output_type(0, self._trt.float32)
+
+    def _compatibility(self, config: Any) -> None:
+        if self._options.version_compatible:
+            self._set(config, "VERSION_COMPATIBLE")
+        if self._options.hardware_compatible:
+            # not SAME_COMPUTE_CAPABILITY: from 10.9 on alone, and 10.14 fails on attention with it
+            config.hardware_compatibility_level = self._trt.HardwareCompatibilityLevel.AMPERE_PLUS
+            self._flags.append("AMPERE_PLUS")
 
     def _accelerator(self, config: Any, network: Any, core: int) -> None:
         if core >= self._builder.num_DLA_cores:

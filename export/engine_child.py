@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import image_border, text_border
+from runtime.bank_file import load_bank
 from runtime.bundle import Bundle, describe
 from runtime.cuda import open_cuda
 from runtime.engine_file import EngineInfo, Kind, encoder_file
 from runtime.errors import EdgeClipError
 from runtime.golden import load_golden
-from runtime.prompts import load_bank
 from runtime.trt import TrtEncoder, platform
 
 from .engine import BuildOptions, Plan, build
@@ -65,8 +65,9 @@ def run(request: Request, folder: Path) -> EngineInfo:
 
 
 def _described(request: Request, bundle: Bundle, file: str, plan: Plan, path: Path) -> EngineInfo:
-    here, entry = platform(open_cuda()), describe(path)
-    stem = f"{request.kind}.{request.precision}.{here.slug()}"
+    here, entry, options = platform(open_cuda()), describe(path), request.options
+    slug = here.slug(options.version_compatible, options.hardware_compatible)
+    stem = f"{request.kind}.{request.precision}.{slug}"
     return EngineInfo(
         plan=f"{stem}.{entry.sha256[:12]}.plan",
         kind=request.kind,
@@ -77,7 +78,10 @@ def _described(request: Request, bundle: Bundle, file: str, plan: Plan, path: Pa
         tensorrt=here.tensorrt,
         gpu=here.gpu,
         capability=here.capability,
-        batches=request.options.batches,
+        system=here.system,
+        version_compatible=options.version_compatible,
+        hardware_compatible=options.hardware_compatible,
+        batches=options.batches,
         strongly_typed=plan.strongly_typed,
         flags=plan.flags,
     )
@@ -93,7 +97,7 @@ def _tested(
     reference, border = golden.embeddings, image_border(made)
     if info.kind == "text":
         inputs, reference, border = golden.tokens, golden.text_embeddings, text_border(made)
-    encoder = TrtEncoder(plan, info, border)
+    encoder = TrtEncoder(plan, info, border, trusted=True)
     rows = encoder(inputs)
     cosines = np.nan_to_num((rows * reference).sum(axis=1), nan=-1.0)
     figures = {"inputs": float(len(rows)), "cosine_p1": float(np.quantile(cosines, 0.01))}

@@ -1,7 +1,7 @@
 """CUDA through ctypes: the runtime library that is on every Jetson, and no package."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +17,7 @@ _PROPERTIES = 16384  # bytes, far more than cudaDeviceProp has; the name is its 
 
 # The parameters in their order; a pointer type is an output.
 _VOID, _INT, _SIZE = POINTER(c_void_p), POINTER(c_int), POINTER(c_size_t)
+_FLOAT = POINTER(c_float)
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cudaSetDevice": (c_int,),
     "cudaGetLastError": (),
@@ -37,12 +38,30 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cudaEventDestroy": (c_void_p,),
     "cudaEventRecord": (c_void_p, c_void_p),
     "cudaEventSynchronize": (c_void_p,),
-    "cudaEventElapsedTime": (POINTER(c_float), c_void_p, c_void_p),
+    "cudaEventElapsedTime": (_FLOAT, c_void_p, c_void_p),
     "cudaGraphInstantiateWithFlags": (_VOID, c_void_p, c_ulonglong),
     "cudaGraphLaunch": (c_void_p, c_void_p),
     "cudaGraphDestroy": (c_void_p,),
     "cudaGraphExecDestroy": (c_void_p,),
 }
+
+
+def typed(
+    library: ctypes.CDLL,
+    name: str,
+    types: tuple[Any, ...],
+    checked: Callable[[str, int, tuple[Any, ...]], tuple[Any, ...]],
+) -> Any:
+    """A function of a library that takes its inputs, gives its outputs, and lets go of the GIL.
+
+    `types` are its parameters in their order, a pointer type an output; `checked` gets its name,
+    its result and its arguments, and returns these or raises. Raises AttributeError.
+    """
+    made = ctypes.CFUNCTYPE(c_int, *types)
+    outputs = (_VOID, _INT, _SIZE, _FLOAT)
+    function: Any = made((name, library), tuple((1 + (t in outputs),) for t in types))
+    function.errcheck = lambda code, _, args: checked(name, code, args)
+    return function
 
 
 class CtypesCuda(RuntimeCuda):
@@ -54,21 +73,15 @@ class CtypesCuda(RuntimeCuda):
     def __init__(self, library: str) -> None:
         try:
             self._library = ctypes.CDLL(library)
-            self._functions = {name: self._function(name) for name in _FUNCTIONS}
+            self._functions = {
+                name: typed(self._library, name, types, self._checked)
+                for name, types in _FUNCTIONS.items()
+            }
             for name in ("cudaGetErrorName", "cudaGetErrorString"):
                 getattr(self._library, name).restype = c_char_p
         except (OSError, AttributeError) as error:
             raise BackendUnavailable(str(error)) from error
         self.memory()
-
-    def _function(self, name: str) -> Any:
-        """A function that takes the inputs, gives the outputs, and lets go of the GIL."""
-        types = _FUNCTIONS[name]
-        made = ctypes.CFUNCTYPE(c_int, *types)
-        outputs = (_VOID, _INT, _SIZE, POINTER(c_float))
-        function: Any = made((name, self._library), tuple((1 + (t in outputs),) for t in types))
-        function.errcheck = lambda code, _, args: self._checked(name, code, args)
-        return function
 
     def _checked(self, function: str, code: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if code == 0 or function == "cudaGetLastError":

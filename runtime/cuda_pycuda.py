@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 from numpy.typing import DTypeLike
 
 from .cuda import Device, HostArray
+from .cuda_graphs import DriverGraphs
 from .errors import BackendUnavailable, CudaError
 
 _STREAM_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which pycuda has no name for
@@ -46,14 +47,14 @@ def _primary_context(driver: Any) -> Any:
 
 
 class PycudaCuda:
-    """CUDA over pycuda. It has no CUDA graphs. Raises BackendUnavailable.
+    """CUDA over pycuda, which has no CUDA graphs: those are the driver's own. Raises
+    BackendUnavailable.
 
     pycuda frees what is no longer referred to, in whatever thread that happens, and warns where it
     cannot: so every object is kept until it is freed by its handle, in the context.
     """
 
     name = "pycuda"
-    graphs = False
     notes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -66,6 +67,12 @@ class PycudaCuda:
             self.memory()
         except (self._driver.Error, CudaError, AttributeError) as error:
             raise BackendUnavailable(_unusable(error)) from error
+        self._recorder: DriverGraphs | None = None
+        try:
+            self._recorder = DriverGraphs()
+        except BackendUnavailable as error:
+            self._no_graphs = str(error)
+        self.graphs = self._recorder is not None
 
     @contextmanager
     def _current(self) -> Iterator[Any]:
@@ -163,16 +170,25 @@ class PycudaCuda:
             return float(self._events[start].time_till(self._events[end]))
 
     def begin_capture(self, stream: int) -> None:
-        self._no_graphs()
+        with self._recording() as graphs:
+            graphs.begin(stream)
 
     def end_capture(self, stream: int) -> int:
-        self._no_graphs()
+        with self._recording() as graphs:
+            return graphs.end(stream)
 
     def launch(self, graph: int, stream: int) -> None:
-        self._no_graphs()
+        with self._recording() as graphs:
+            graphs.launch(graph, stream)
 
     def free_graph(self, graph: int) -> None:
-        self._no_graphs()
+        with self._recording() as graphs:
+            graphs.free(graph)
 
-    def _no_graphs(self) -> NoReturn:
-        raise BackendUnavailable("pycuda has no CUDA graphs; cuda-bindings and ctypes have")
+    @contextmanager
+    def _recording(self) -> Iterator[DriverGraphs]:
+        """The driver's graphs, with the context current in this thread."""
+        if self._recorder is None:
+            raise BackendUnavailable(self._no_graphs)
+        with self._current():
+            yield self._recorder

@@ -1,9 +1,11 @@
 /* A CUDA runtime library without a GPU: device memory is host memory, a stream does its work at
- * once, an event is the count of what was done before it, a graph is a list of work.
+ * once, an event is the count of what was done before it, a graph is a list of work. At its end
+ * are the functions of the driver's library that record graphs.
  *
  * It refuses what CUDA refuses: handles and addresses that are not its own, copies past the end,
  * and waiting for a stream while it is captured. stub_* are for the tests. $CUDA_STUB_FAULT, as
- * in "cudaSetDevice=35", makes every call of a function fail.
+ * in "cudaSetDevice=35", makes every call of a function fail. The GPU is an Orin, or, with
+ * $CUDA_STUB_GPU, as in "8.9", a card of that compute capability.
  */
 #include <pthread.h>
 #include <stdint.h>
@@ -29,7 +31,7 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static Entry live[LIVE];
 static uint64_t done;
 static char fault_name[64];
-static int fault_code, held, waiting;
+static int fault_code, held, waiting, copy_ms;
 static __thread int last_error;
 
 static const struct { int code; const char *name, *text; } errors[] = {
@@ -131,7 +133,10 @@ int cudaSetDevice(int device) {
 
 int cudaDeviceGetAttribute(int *value, int attribute, int device) {
     ENTER();
-    *value = attribute == 75 ? 8 : attribute == 76 ? 7 : attribute == 18 ? 1 : -1;
+    const char *card = getenv("CUDA_STUB_GPU");
+    int major = 8, minor = 7;
+    if (card) sscanf(card, "%d.%d", &major, &minor);
+    *value = attribute == 75 ? major : attribute == 76 ? minor : attribute == 18 ? !card : -1;
     return device ? failed(INVALID_VALUE) : OK;
 }
 
@@ -147,7 +152,7 @@ int cudaGetDeviceProperties(char *properties, int device) {
 }
 int cudaGetDeviceProperties_v2(char *properties, int device) {
     ENTER();
-    describe(properties, "Orin (stub)", 1032);
+    describe(properties, getenv("CUDA_STUB_GPU") ? "Card (stub)" : "Orin (stub)", 1032);
     return device ? failed(INVALID_VALUE) : OK;
 }
 
@@ -187,9 +192,19 @@ int cudaHostGetDevicePointer(void **device, void *pointer, unsigned flags) {
     return flags || !is(MAPPED, pointer) ? failed(INVALID_VALUE) : OK;
 }
 
+static void wait_ms(int ms) { nanosleep(&(struct timespec){0, ms * 1000000L}, NULL); }
+
+/* How long a copy takes from now on, beside its own time. */
+void stub_slow_copies(int ms) { copy_ms = ms; }
+int stub_is_mapped(const void *pointer) { return is(MAPPED, pointer); }
+int stub_is_capturing(const Stream *stream) { return is(STREAM, stream) && stream->capturing; }
+
 static int do_work(Work work) {
     if (work.call) work.call(work.data);
-    else memcpy(work.to, work.from, work.size);
+    else {
+        if (copy_ms) wait_ms(copy_ms);
+        memcpy(work.to, work.from, work.size);
+    }
     pthread_mutex_lock(&mutex);
     done++;
     pthread_mutex_unlock(&mutex);
@@ -245,7 +260,7 @@ int cudaStreamSynchronize(Stream *stream) {
     int left = 10000;
     __atomic_store_n(&waiting, 1, __ATOMIC_SEQ_CST);
     while (__atomic_load_n(&held, __ATOMIC_SEQ_CST) && --left)
-        nanosleep(&(struct timespec){0, 1000000}, NULL);
+        wait_ms(1);
     __atomic_store_n(&waiting, 0, __ATOMIC_SEQ_CST);
     return left ? OK : failed(TIMEOUT);
 }
@@ -326,5 +341,27 @@ int cudaGraphExecDestroy(Graph *exec) {
     if (!take(EXEC, exec)) return failed(INVALID_VALUE);
     free(exec->work);
     free(exec);
+    return OK;
+}
+
+/* The driver's library: the same handles and codes, other names. */
+int cuStreamBeginCapture_v2(Stream *stream, int mode) {
+    return cudaStreamBeginCapture(stream, mode);
+}
+int cuStreamEndCapture(Stream *stream, Graph **graph) { return cudaStreamEndCapture(stream, graph); }
+int cuGraphInstantiateWithFlags(Graph **exec, Graph *graph, unsigned long long flags) {
+    return cudaGraphInstantiateWithFlags(exec, graph, flags);
+}
+int cuGraphLaunch(Graph *exec, Stream *stream) { return cudaGraphLaunch(exec, stream); }
+int cuGraphDestroy(Graph *graph) { return cudaGraphDestroy(graph); }
+int cuGraphExecDestroy(Graph *exec) { return cudaGraphExecDestroy(exec); }
+int cuGetErrorString(int code, const char **text) {
+    *text = cudaGetErrorString(code);
+    return OK;
+}
+int cuGetErrorName(int code, const char **name) {
+    *name = code == 900   ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+            : code == 901 ? "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
+                          : "CUDA_ERROR_UNKNOWN";
     return OK;
 }

@@ -9,7 +9,7 @@ import gc
 import threading
 import warnings
 from collections.abc import Callable
-from ctypes import byref, c_float, c_size_t, c_void_p
+from ctypes import byref, c_float, c_int, c_size_t, c_void_p
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 library: Any = None
 host_alloc_flags = SimpleNamespace(PORTABLE=1, DEVICEMAP=2, WRITECOMBINED=4)
-device_attribute = SimpleNamespace(INTEGRATED=object())
+device_attribute = SimpleNamespace(INTEGRATED=18)
 _stack = threading.local()
 
 
@@ -86,17 +86,21 @@ class Device:
         _check("cuDeviceGet", library.cudaSetDevice(number))
 
     def name(self) -> str:
-        return "Orin (stub)"
+        room = ctypes.create_string_buffer(2048)
+        _check("cuDeviceGetName", library.cudaGetDeviceProperties_v2(room, 0))
+        return room.value.decode()
 
     def compute_capability(self) -> tuple[int, int]:
-        return 8, 7
+        return self.get_attribute(75), self.get_attribute(76)
 
     def total_memory(self) -> int:
         return 1 << 33
 
-    def get_attribute(self, attribute: object) -> int:
-        assert attribute is device_attribute.INTEGRATED
-        return 1
+    def get_attribute(self, attribute: int) -> int:
+        value = c_int()
+        function = library.cudaDeviceGetAttribute
+        _check("cuDeviceGetAttribute", function(byref(value), attribute, 0))
+        return value.value
 
     def retain_primary_context(self) -> Context:
         return Context()

@@ -3,7 +3,8 @@
 `tensorrt_api/VERSION.json` holds what the real package's classes and enums have. Whatever a
 version lacks raises AttributeError here as it does there. What lies behind the names is our own:
 a plan holds the ONNX file, and running it runs that in ONNX Runtime on the addresses that it was
-given, so that labels are true. `fake_package` writes a folder that processes import it from;
+given, so that labels are true. A version compatible plan also says that it holds code, which only
+a runtime loads that may. `fake_package` writes a folder that processes import it from;
 $FAKE_TENSORRT_FAULT names what goes wrong there.
 """
 
@@ -11,6 +12,7 @@ import ctypes
 import enum
 import json
 import os
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,10 @@ def _new(trt: Any, kind: str, /, **attributes: Any) -> Any:
     return made
 
 
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
 def _precision(model: onnx.ModelProto) -> str:
     operators = {node.op_type for node in model.graph.node}
     half = any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer)
@@ -188,7 +194,13 @@ def _behaviour(trt: Any, fault: str) -> dict[str, dict[str, Any]]:
                 config.progress_monitor.step_complete(PHASE, step)
             config.progress_monitor.phase_finish(PHASE)
         config._cache._entries += 1
-        head = {"version": trt.__version__, "profile": config._profile._shapes}
+        level = config.hardware_compatibility_level
+        head = {
+            "version": trt.__version__,
+            "profile": config._profile._shapes,
+            "host_code": "VERSION_COMPATIBLE" in config._flags,
+            "hardware": level.name if level else "NONE",
+        }
         content = json.dumps(head).encode() + b"\0" + model.SerializeToString()
         return _host(content)
 
@@ -251,7 +263,10 @@ def _behaviour(trt: Any, fault: str) -> dict[str, dict[str, Any]]:
         except ValueError:
             say(self._logger, "Magic tag does not match")
             return None
-        if failing("deserialise-none") or found["version"] != trt.__version__:
+        if found["host_code"] and not self.engine_host_code_allowed:
+            say(self._logger, "The plan holds host code, which is not allowed")
+            return None
+        if failing("deserialise-none") or not _runs(found):
             say(self._logger, "The engine plan file is not compatible with this version")
             return None
         model = onnx.load_model_from_string(body)
@@ -264,6 +279,10 @@ def _behaviour(trt: Any, fault: str) -> dict[str, dict[str, Any]]:
             _logger=self._logger,
             _session=onnxruntime.InferenceSession(body, providers=["CPUExecutionProvider"]),
         )
+
+    def _runs(head: dict[str, Any]) -> bool:
+        built, here = _numbers(head["version"]), _numbers(trt.__version__)
+        return built == here or (head["host_code"] and built[0] == here[0] and built < here)
 
     def value_of(self: Any, name: str) -> Any:
         values = (*self._model.graph.input, *self._model.graph.output)
@@ -296,10 +315,17 @@ def _behaviour(trt: Any, fault: str) -> dict[str, dict[str, Any]]:
         if failing("lost") and self._runs > 1:
             say(self.engine._logger, "CUDA error 700: an illegal memory access was encountered")
             return False
+        if failing("no-capture") and stub().stub_is_capturing(ctypes.c_void_p(stream)):
+            say(self.engine._logger, "operation not permitted when stream is capturing")
+            return False
         self._kept.append(_enqueue(stream, lambda: _compute(self)))  # a graph may replay it
         return True
 
     def _compute(self: Any) -> None:
+        if failing("slow-mapped") and stub().stub_is_mapped(
+            ctypes.c_void_p(self._addresses["embeddings"])
+        ):
+            time.sleep(0.005)
         (name,) = [value.name for value in self.engine._model.graph.input]
         kind = dtype(self.engine, name).name
         batch = _at(self._addresses[name], self._shape, _NUMPY[kind])
@@ -404,9 +430,14 @@ def _at(pointer: int, shape: Any, dtype: Any) -> Any:
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
+def stub() -> ctypes.CDLL:
+    """The stub CUDA library, where it is loaded already."""
+    return ctypes.CDLL(os.environ["FAKE_CUDART"])
+
+
 def _enqueue(stream: int, work: Any) -> Any:
     """Puts work into a stream of the stub CUDA library, so that graphs record and replay it."""
-    library = ctypes.CDLL(os.environ["FAKE_CUDART"])
+    library = stub()
     callback = _CALLBACK(lambda _: work())
     library.cudaLaunchHostFunc.argtypes = [ctypes.c_void_p, _CALLBACK, ctypes.c_void_p]
     assert library.cudaLaunchHostFunc(stream, callback, None) == 0

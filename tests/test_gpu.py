@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from runtime.engine_file import EngineInfo, Platform, find_engine
 from runtime.errors import BackendUnavailable
 from runtime.golden import Golden, load_golden
 from runtime.trt import TrtEncoder, platform
+from runtime.trt_plan import HOST_CODE
 
 pytestmark = pytest.mark.gpu
 BUNDLE = os.environ.get("EDGECLIP_GPU_BUNDLE")
@@ -87,10 +89,19 @@ def golden(bundle: Path) -> Golden:
 
 
 def built(
-    bundle: Path, precision: str, batches: tuple[int, int, int] = (1, 1, 1), text: bool = False
+    bundle: Path,
+    precision: str,
+    batches: tuple[int, int, int] = (1, 1, 1),
+    text: bool = False,
+    compatible: str = "",
 ) -> list[EngineInfo]:
     """Builds without a gate, so that the tests' own bars tell the figure."""
-    options = BuildOptions(batches=batches, external_tactics=EXTERNAL_TACTICS)
+    options = BuildOptions(
+        batches=batches,
+        external_tactics=EXTERNAL_TACTICS,
+        version_compatible=compatible == "version",
+        hardware_compatible=compatible == "hardware",
+    )
     return build_engines(
         EngineOptions(
             bundle=bundle,
@@ -168,6 +179,30 @@ def test_batches(bundle: Path, golden: Golden, batches: tuple[int, int, int]) ->
         assert cosine_p1(rows, want[:count]) >= BARS["fp16"]
     graphs = open_cuda().graphs and batches[0] == batches[2]
     assert ("no CUDA graph" in repr(classifier)) is not graphs
+
+
+@pytest.mark.parametrize("kind", ["version", "hardware"])
+def test_compatible(
+    bundle: Path, golden: Golden, here: Platform, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """TensorRT knows code in a plan by itself, whatever its sidecar says."""
+    if kind == "hardware" and here.against_hardware_compatible():
+        pytest.skip(here.against_hardware_compatible())
+    shutil.rmtree(bundle / "engines", ignore_errors=True)
+    monkeypatch.delenv(HOST_CODE, raising=False)
+    (info,) = built(bundle, "fp16", compatible=kind)
+    if info.version_compatible:
+        with pytest.raises(BackendUnavailable, match=HOST_CODE):
+            loaded(bundle, "fp16")
+        opened = Bundle(bundle)
+        plan, _ = find_engine(opened, "image", "fp16", here)
+        silent = msgspec.structs.replace(info, version_compatible=False)
+        with pytest.raises(BackendUnavailable, match="does not load"):
+            TrtEncoder(plan, silent, image_border(opened.manifest))
+        monkeypatch.setenv(HOST_CODE, "1")
+    classifier = loaded(bundle, "fp16")
+    assert f"{kind} compatible" in repr(classifier)
+    assert cosine_p1(embedded(classifier, golden), golden.embeddings) >= BARS["fp16"]
 
 
 @pytest.mark.parametrize("name", NAMES)
