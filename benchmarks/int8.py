@@ -46,7 +46,8 @@ from calibration.sampling import sample
 from calibration.sensitivity import encoder
 from export.to_onnx import write_onnx
 from export.towers import ImageEncoder
-from runtime.prompts import build_bank, read_labels
+from runtime.label_sets import read_labels
+from runtime.prompts import build_bank
 from runtime.tokenizer import Tokenizer
 from training.evaluate import text_encoder
 from training.model import ClipModel, create
@@ -88,14 +89,14 @@ def drawn(
     labels = read_labels(chosen.labels) if chosen.labels else judged.classes
     content, text = text_side(clip, None, clip.templates)
     embed = text_encoder(clip, Tokenizer(content, text))
-    bank = build_bank(labels, clip.templates, embed, "").embeddings if labels else None
+    bank = build_bank(labels, clip.templates, embed, "") if labels else None
     targets = None
-    if judged.targets is not None and tuple(labels) == judged.classes:
+    if judged.targets is not None and bank and bank.labels == judged.classes:
         targets = np.array(judged.targets)
     reference = np.concatenate([run(batch) for batch in judged.batches(BATCH)])
     print(f"{clip.name}: {len(seen)} frames to calibrate, {len(judged)} to judge")
     return lambda: seen.batches(BATCH), Judge(
-        lambda: judged.batches(BATCH), reference, bank, targets
+        lambda: judged.batches(BATCH), reference, bank.embeddings if bank else None, targets
     )
 
 

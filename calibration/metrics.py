@@ -91,6 +91,14 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
     return sum(b.number * abs(b.accuracy - b.confidence) for b in bins) / total
 
 
+def auroc(higher: NDArray[np.float64], lower: NDArray[np.float64]) -> float:
+    """Area under the ROC curve: how often a value of `higher` is above one of `lower`, ties
+    counting half (Mann-Whitney's U over all pairs). 0.5 is chance."""
+    order = np.sort(lower)
+    below = np.searchsorted(order, higher, "left") + np.searchsorted(order, higher, "right")
+    return float(below.sum() / (2 * len(higher) * len(lower)))
+
+
 def row_cosines(a: Floats, b: Floats) -> NDArray[np.float64]:
     """Cosine of each row of a [N, D] with the same row of b; NaN where a row is not finite."""
     a64, b64 = a.astype(np.float64), b.astype(np.float64)

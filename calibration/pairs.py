@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runtime.errors import DataError
-from runtime.prompts import check_templates
+from runtime.label_sets import check_templates
 from runtime.sources import PICTURES
 
 MAX_CAPTION = 2000  # longer ones are rows that have run together, or whole pages

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.prompts import Labels, build_bank, prompts_of
+from runtime.label_sets import Labels
+from runtime.prompts import build_bank, prompts_of
 
 from .gate import Cost, Encode, relabelled, turned
 from .metrics import Counts, Floats

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.prompts import Labels, prompts_of
+from runtime.label_sets import Labels
+from runtime.prompts import prompts_of
 
 from .candidates import TABLES, list_files
 from .frame_set import lot

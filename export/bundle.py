@@ -17,14 +17,16 @@ from calibration.metrics import Floats
 from calibration.parity import Parity
 from runtime import manifest
 from runtime.backends import Border
+from runtime.bank_file import load_bank, save_bank
 from runtime.bundle import Bundle, describe
 from runtime.classifier import Classifier
 from runtime.errors import DataError, GateFailed
 from runtime.folders import check_target, new_folder
+from runtime.label_sets import Labels
 from runtime.manifest import Manifest, Model, Precision
 from runtime.ort import OrtEncoder
-from runtime.prompts import Fitted, Labels, load_bank, save_bank
 from runtime.tokenizer import Tokenizer
+from runtime.unknown import Fitted
 from training.evaluate import head, normalise
 from training.model import ClipModel, create
 from training.text import text_side
@@ -197,7 +199,7 @@ def _write_prompts(options: ExportOptions, made: Manifest, folder: Path) -> dict
 
 
 def _classifier(folder: Path) -> Classifier:
-    return Classifier(Bundle(folder), backend="onnxruntime")
+    return Classifier(Bundle(folder), backend="onnxruntime", precision="fp32")
 
 
 def _write_judged(
@@ -229,7 +231,7 @@ def _write_confidence(others: Made, made: Manifest, folder: Path) -> None:
     encoder = describe(folder / TEXT).sha256
     bank = load_bank(file, encoder, made.model.embedding_dim)
     fitted = {
-        name: Fitted(head=found.head, threshold=found.threshold)
+        name: Fitted(head=found.head, threshold=found.limit.threshold, measure=found.limit.measure)
         for name, found in others.confidence.items()
         if name in made.precisions
     }

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from calibration.prompts_cli import prompts
 from runtime.bench_cli import bench
 from runtime.cli import Force, classify
 from runtime.doctor import doctor
@@ -67,6 +68,7 @@ app.command(epilog="Example: edgeclip build bundle/ --precision int8 --max-batch
 app.command(
     epilog="Example: edgeclip classify bundle/ photos/ clip.mp4 --labels 'a cat,a dog' --json"
 )(classify)
+app.command(epilog="Example: edgeclip prompts bundle/ --labels birds.json --name birds")(prompts)
 app.command(epilog="Example: edgeclip bench bundle/ --backend all --precision all")(bench)
 
 

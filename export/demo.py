@@ -107,7 +107,7 @@ def run(out: Path, seed: int = 0, force: bool = False, as_json: bool = False) ->
 
 def name_frames(bundle: Path, test: Path, made: DigitFrames) -> list[Named]:
     """Names every test frame as an application would: one by one, `runtime.classify(frame)`."""
-    runtime.load(bundle)
+    runtime.load(bundle, backend="onnxruntime", precision="fp32")  # the same on every machine
     pairs = read_pairs(test, digits.TEMPLATES)
     named = []
     for path, target in zip(pairs.files, pairs.targets or (), strict=True):

@@ -70,7 +70,7 @@ def export(
         _triton_alone(checkpoint, triton, force)
         return
     from calibration.gate import Limits
-    from runtime.prompts import read_labels, read_templates
+    from runtime.label_sets import read_labels, read_templates
 
     from .bundle import ExportOptions, export_bundle
     from .precisions import CalibrationOptions

@@ -63,7 +63,10 @@ def _scores(found: Confidence) -> dict[str, Any]:
         "how": found.how,
         "logit_scale": found.head.logit_scale,
         "logit_bias": found.head.logit_bias,
-        "threshold": found.threshold,
+        "unknown_measure": found.limit.measure,
+        "unknown_threshold": found.limit.threshold,
+        "unknown_auroc": found.limit.auroc,
+        "false_alarms": found.limit.false_alarms,
         "ece_before": found.ece_before,
         "ece_after": found.ece_after,
     }

@@ -19,7 +19,6 @@ from calibration.confidence import Confidence, fit
 from calibration.coverage import coverage
 from calibration.frame_set import FrameSet
 from calibration.gate import Judge, Limits, check_limits
-from calibration.metrics import Floats
 from calibration.precisions import (
     BATCH,
     Batches,
@@ -32,8 +31,9 @@ from calibration.sampling import sample
 from calibration.sensitivity import encoder
 from runtime.classifier import Classifier
 from runtime.errors import DataError
-from runtime.manifest import Precision
-from runtime.prompts import Labels, build_bank
+from runtime.label_sets import Labels
+from runtime.manifest import Head, Precision
+from runtime.prompts import PromptBank, build_bank
 
 PRECISIONS = ("fp16", "int8", "int8_fp16")
 CALIBRATION_SHARE = 0.6  # of --calibrate, where there is no --judge; the rest judges
@@ -178,11 +178,13 @@ def _on_frames(
     progress: Progress,
 ) -> Made:
     calibration, judged = sets
-    names, bank = _bank(classifier, labels, judged)
+    bank = _bank(classifier, labels, judged)
+    names = bank.labels if bank else ()
     targets, notes = _targets(judged, names)
     encode = encoder(model)
     reference = np.concatenate([encode(batch) for batch in judged.batches(BATCH)])
-    judge = Judge(lambda: judged.batches(BATCH), reference, bank, targets)
+    embeddings = bank.embeddings if bank else None
+    judge = Judge(lambda: judged.batches(BATCH), reference, embeddings, targets)
 
     def frames() -> Iterator[NDArray[np.uint8]]:
         return calibration.batches(BATCH)
@@ -196,7 +198,9 @@ def _on_frames(
         labels=names,
         notes=(*coverage(calibration, names).notes(), *notes),
         flips=tuple(_flips(candidates, judge, judged, names)),
-        confidence=_confidence(classifier, candidates, judge) if labels is not None else {},
+        confidence=_confidence(bank, classifier.bundle.manifest.head, candidates, judge)
+        if bank and labels is not None
+        else {},
         judge=judge,
         ranges=cache,
     )
@@ -227,16 +231,13 @@ def ranges_file(folder: Path, model: ModelProto, frames: FrameSet) -> Path:
     return folder.parent / f".edgeclip-ranges-{digest.hexdigest()[:16]}.npz"
 
 
-def _bank(
-    classifier: Classifier, labels: Labels | None, judged: FrameSet
-) -> tuple[tuple[str, ...], Floats | None]:
+def _bank(classifier: Classifier, labels: Labels | None, judged: FrameSet) -> PromptBank | None:
     """The labels that frames are told apart by: the bundle's, else those of the frames."""
     chosen: Labels | None = labels if labels is not None else judged.classes or None
     if chosen is None:
-        return (), None
+        return None
     templates = classifier.bundle.manifest.text.templates
-    bank = build_bank(chosen, templates, classifier.embed_text, "")
-    return bank.labels, bank.embeddings
+    return build_bank(chosen, templates, classifier.embed_text, "")
 
 
 def _targets(
@@ -255,21 +256,20 @@ def _targets(
 
 
 def _confidence(
-    classifier: Classifier, candidates: Sequence[Candidate], judge: Judge
+    bank: PromptBank, head: Head, candidates: Sequence[Candidate], judge: Judge
 ) -> dict[str, Confidence]:
     """Fits the scores of each precision to the judged frames: to their true labels, or, without
     them, to what fp32 says."""
-    assert judge.bank is not None
-    head, targets = classifier.bundle.manifest.head, judge.targets
-    reference = judge.reference @ judge.bank.T
+    targets, labels = judge.targets, len(bank.labels)
+    reference = judge.reference @ bank.rows.T
     if targets is not None and not (reference.argmax(axis=1) == targets).any():
         return {}  # not one is named rightly: there is nothing to fit
-    found = {"fp32": fit(reference, targets, head)}
+    found = {"fp32": fit(reference, targets, head, labels=labels)}
     for candidate in candidates:
         encode = encoder(candidate.model)
-        rows = np.concatenate([encode(batch) for batch in judge.batches()]) @ judge.bank.T
+        rows = np.concatenate([encode(batch) for batch in judge.batches()]) @ bank.rows.T
         if np.isfinite(rows).all():
-            found[candidate.name] = fit(rows, targets, head, reference=reference)
+            found[candidate.name] = fit(rows, targets, head, reference=reference, labels=labels)
     return found
 
 

@@ -15,8 +15,8 @@ from calibration.sensitivity import encoder
 from calibration.text_judge import BATCH, Naming, TextJudge, embedded, naming
 from calibration.texts import FEWEST, Texts, Tokens, find_texts, split_texts
 from runtime.errors import DataError
+from runtime.label_sets import Labels
 from runtime.manifest import TextPrecision
-from runtime.prompts import Labels
 from runtime.tokenizer import Tokenizer
 
 from .precisions import CalibrationOptions, Made, refusals, write_candidates

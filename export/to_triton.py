@@ -224,10 +224,11 @@ A client needs no inference backend, but the bundle (of which it reads all but t
 ```python
 import numpy as np
 import tritonclient.http as triton
+from runtime.bank_file import load_bank
 from runtime.bundle import Bundle
-from runtime.prediction import scores_of
+from runtime.head import predictions
 from runtime.preprocess import preprocess
-from runtime.prompts import build_bank, load_bank
+from runtime.prompts import build_bank
 from runtime.tokenizer import Tokenizer
 
 client = triton.InferenceServerClient("localhost:8000")
@@ -240,10 +241,9 @@ def embed(kind, name, batch):
 bundle = Bundle($folder)
 made = bundle.manifest
 $labels
-fitted = bank.fitted.get($key)  # scores that were fitted to frames, where there are any
 frames = np.stack([preprocess("photo.jpg", made.image)])
-cosines = embed("image", "frames", frames) @ bank.embeddings.T
-scores = scores_of(cosines, fitted.head if fitted else made.head)
-print(bank.labels[cosines[0].argmax()], scores[0].max())
+cosines = embed("image", "frames", frames) @ bank.rows.T
+for found in predictions(cosines, bank, made.head, precision=$key):
+    print(found.label, found.score)
 ```
 $others""")

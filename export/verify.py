@@ -10,13 +10,13 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from calibration.metrics import row_cosines
 from runtime.backends import Border, image_border, text_border
+from runtime.bank_file import load_bank
 from runtime.bundle import Bundle
 from runtime.classifier import Classifier
 from runtime.errors import EdgeClipError
 from runtime.golden import load_golden
 from runtime.manifest import NAME, Precision, TextPrecision
 from runtime.ort import OrtEncoder
-from runtime.prompts import load_bank
 
 from .encoder_graph import type_name
 from .lint import PRECISIONS, lint
@@ -171,7 +171,9 @@ def _prompts(bundle: Bundle) -> Iterator[str]:
     frame = np.zeros((made.image.height, made.image.width, 3), np.uint8)
     text_encoder = made.files[made.text_encoder].sha256
     try:
-        classifier = Classifier(bundle, backend="onnxruntime")  # not an engine of this device
+        precision = "fp32" if "fp32" in made.precisions else next(iter(made.precisions))
+        # not an engine of this device, nor whatever is fastest on it
+        classifier = Classifier(bundle, backend="onnxruntime", precision=precision)
         classifier.set_labels(["a label"])
         classifier.classify(frame)
         for name, file in made.prompts.items():

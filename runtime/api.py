@@ -9,8 +9,9 @@ from .bundle import Bundle
 from .classifier import Classifier, Source
 from .errors import BundleError, DataError
 from .frames import Color
+from .label_sets import Labels
 from .prediction import Prediction
-from .prompts import Labels
+from .text_cache import machine_cache
 
 _lock = threading.Lock()
 _current: Classifier | None = None
@@ -30,11 +31,15 @@ def load(
 ) -> Classifier:
     """Loads a bundle folder and makes it the one that `runtime.classify` uses.
 
-    Labels come from `labels` (a list, or a mapping to synonyms), from the bundle's prompt bank
-    named `prompts`, or, with neither, from its bank "default" where it has one. A prediction
-    whose score is below `threshold` is `unknown`; by default that is the score that was fitted with
-    the prompt bank, if any. `text_precision` is that of the text encoder which embeds labels that
-    are not in a prompt bank. Raises BundleError, BackendUnavailable or DataError.
+    Labels come from `labels` (a list, a mapping to synonyms, or a label set with negative prompts,
+    groups and background: see `runtime.label_sets`), from the bundle's prompt bank named `prompts`,
+    or, with neither, from its bank "default" where it has one. A prediction whose score is below
+    `threshold` is `unknown`; by default as it was fitted with the prompt bank, if it was.
+    `text_precision` is that of the text encoder which embeds labels that are not in a prompt bank.
+    Their embeddings are kept for the next time in $EDGECLIP_CACHE, or ~/.cache/edgeclip, and so is
+    which `backend` and `precision` is the fastest here: what of them is "auto" is measured once
+    (see `runtime.opening`), and noted in `notes`. Name both for the same results everywhere.
+    Raises BundleError, BackendUnavailable or DataError.
 
         clf = runtime.load("bundle", labels=["a cat", "a dog"])
         print(clf.classify(frame).label)
@@ -51,6 +56,7 @@ def load(
         threads=threads,
     )
     classifier.threshold = threshold
+    classifier.text_cache = machine_cache()
     if labels is not None:
         classifier.set_labels(labels, templates)
     elif prompts is not None:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from .manifest import Manifest
 
-NAMES = ("onnxruntime", "tensorrt", "ort-cuda", "ort-tensorrt")
+ON_CPU = ("onnxruntime", "openvino")
+NAMES = (*ON_CPU, "tensorrt", "ort-cuda", "ort-tensorrt")
 
 
 class Encoder(Protocol):
@@ -18,6 +19,18 @@ class Encoder(Protocol):
     name: str
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An image encoder that is ready to run. `notes` say why it is this one; `chosen` in short
+    where `auto` measured."""
+
+    encoder: Encoder
+    backend: str
+    precision: str
+    notes: tuple[str, ...] = ()
+    chosen: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .backends import NAMES
+from .backends import NAMES, ON_CPU
 from .bundle import Bundle
 from .classifier import Classifier
 from .conditions import MIB, process_memory
@@ -178,7 +178,7 @@ def _opened(
     """A contender that has classified a frame."""
     gc.collect()
     memory = process_memory()
-    cuda = None if backend == "onnxruntime" else _cuda()
+    cuda = None if backend in ON_CPU else _cuda()
     free, start = cuda and cuda.memory()[0], time.perf_counter()
     opened = Bundle(folder)
     classifier = Classifier(opened, backend=backend, precision=precision, threads=threads)
@@ -186,7 +186,7 @@ def _opened(
     loaded = time.perf_counter()
     classifier.classify(*first)
     done, after = time.perf_counter(), process_memory()
-    if classifier.backend == "onnxruntime":
+    if classifier.backend in ON_CPU:
         cuda = None
     row = Row(
         classifier.backend,

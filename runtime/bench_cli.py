@@ -21,7 +21,8 @@ _STAGES = ("backend", "precision", "stage", "p50\nms", "p90\nms", "p99\nms")
 def bench(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     backend: Annotated[
-        str, typer.Option(help="onnxruntime, tensorrt, ort-cuda, ort-tensorrt, auto or all.")
+        str,
+        typer.Option(help="onnxruntime, openvino, tensorrt, ort-cuda, ort-tensorrt, auto or all."),
     ] = "auto",
     precision: Annotated[
         str, typer.Option(help="fp32, ...; auto; or all that the bundle accepts.")
@@ -34,7 +35,7 @@ def bench(
         str | None, typer.Option(help="Of the made frame (default: 1920x1080).")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="For each backend and precision.")] = 5.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of ONNX Runtime.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of ONNX Runtime or OpenVINO.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="New folder for bench.json and bench.png.")
@@ -140,7 +141,7 @@ def _print(rows: "list[Row]", conditions: str) -> None:
     for backend, precisions, error in failed:
         console.print(f"{backend}, {precisions}: {error}")
     for note in dict.fromkeys(note for row in ran for note in row.notes):
-        console.print(f"not taken: {note}")
+        console.print(f"note: {note}")
     console.print(conditions)
 
 

@@ -9,13 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Encoder
+from .bank_file import load_bank
 from .bundle import Bundle
 from .errors import BackendUnavailable, BundleError, DataError, FrameError
 from .frames import Color, Frame
+from .head import predictions
+from .label_sets import Entry, Labels, parse_label, parse_labels
 from .opening import open_image, open_text, text_file
-from .prediction import Prediction, scores_of
+from .prediction import Prediction
 from .preprocess import preprocess
-from .prompts import Embeddings, Labels, PromptBank, build_bank, load_bank
+from .prompts import Embeddings, PromptBank, build_bank, with_label, without_label
+from .text_cache import TextCache, maker_of
 from .tokenizer import Tokenizer
 
 Source = Frame | str | Path
@@ -43,7 +47,8 @@ class Classifier:
         self.backend, self.precision = opened.backend, opened.precision
         self._auto = backend == "auto"
         self.notes = opened.notes
-        """Why `auto` did not take another backend."""
+        """What `auto` measured and took, and why it took nothing else."""
+        self._chosen = f" ({opened.chosen})" if opened.chosen else ""
         self.text_precision = text_precision
         self.threads = threads
         self.threshold: float | None = None
@@ -52,6 +57,9 @@ class Classifier:
         self._image = opened.encoder
         self._text: tuple[Tokenizer, Encoder] | None = None
         self._text_lock = threading.Lock()
+        self.text_cache: TextCache | None = None
+        """Where embeddings of texts are kept, and looked up before the text encoder is opened."""
+        self._bank_lock = threading.Lock()  # of those who change the labels; frames never wait
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -75,22 +83,18 @@ class Classifier:
         ready = time.perf_counter()
         embeddings = self._image(pixels)
         encoded = time.perf_counter()
-        cosines = embeddings @ bank.embeddings.T
-        fitted = bank.fitted.get(self.precision)
-        scores = scores_of(cosines, fitted.head if fitted else self.bundle.manifest.head)
-        threshold = self.threshold
-        if threshold is None:
-            threshold = fitted.threshold if fitted else 0.0
-        done = time.perf_counter()
-        timings = {
-            "preprocess": (ready - start) * 1e3,
-            "encode": (encoded - ready) * 1e3,
-            "head": (done - encoded) * 1e3,
-        }
-        return [
-            Prediction(bank.labels, s, c, threshold, timings, self.backend)
-            for s, c in zip(scores, cosines, strict=True)
-        ]
+        timings = {"preprocess": (ready - start) * 1e3, "encode": (encoded - ready) * 1e3}
+        found = predictions(
+            embeddings @ bank.rows.T,
+            bank,
+            self.bundle.manifest.head,
+            precision=self.precision,
+            threshold=self.threshold,
+            timings=timings,
+            backend=self.backend,
+        )
+        timings["head"] = (time.perf_counter() - encoded) * 1e3
+        return found
 
     def embed(self, frame: Source, color: Color = "bgr") -> NDArray[np.float32]:
         """The unit embedding of a frame, float32 [D]."""
@@ -107,26 +111,53 @@ class Classifier:
         """The unit embeddings of texts, float32 [N, D]."""
         if isinstance(texts, str):
             raise DataError(f"embed_text takes a list of texts, not the one text {texts!r}")
-        tokenizer, encoder = self._text_encoder()
-        parts = [
-            encoder(tokenizer(texts[start : start + TEXT_BATCH]))
-            for start in range(0, len(texts), TEXT_BATCH)
-        ]
-        dim = self.bundle.manifest.model.embedding_dim
-        return np.concatenate(parts) if parts else np.empty((0, dim), dtype=np.float32)
+        if self.text_cache is None:
+            return self._embed_text(texts)
+        made = self.bundle.manifest
+        made_by = maker_of(made, self._text_file, self.backend)
+        rows = self.text_cache.embed(texts, made_by, made.model.embedding_dim, self._embed_text)
+        self._note(self.text_cache.problem)
+        return rows
 
     def set_labels(self, labels: Labels, templates: Sequence[str] | None = None) -> None:
-        """Classifies the next frames into `labels`: a list, or a mapping to synonyms.
+        """Classifies the next frames into `labels`: a list, a mapping to synonyms, or with negative
+        prompts, groups and background in one of the forms of `runtime.label_sets`.
 
-        Each name is put into each template (default: the bundle's own). Raises DataError.
+        Each name is put into each template (default: the label set's, else the bundle's own).
+        Frames that are being classified keep the labels that they began with. Raises DataError.
         """
-        manifest = self.bundle.manifest
-        self.bank = build_bank(
-            labels,
-            manifest.text.templates if templates is None else templates,
-            self.embed_text,
-            manifest.files[self._text_file].sha256,
-        )
+        manifest, label_set = self.bundle.manifest, parse_labels(labels)
+        if templates is not None and label_set.templates is not None:
+            raise DataError(
+                "the label set has templates of its own: give them there, or templates="
+            )
+        with self._bank_lock:
+            self.bank = build_bank(
+                label_set,
+                manifest.text.templates if templates is None else templates,
+                self.embed_text,
+                manifest.files[self._text_file].sha256,
+            )
+
+    def add_label(
+        self, label: str, synonyms: Entry | None = None, groups: Sequence[str] = ()
+    ) -> None:
+        """Classifies the next frames into one label more: only its own prompts are embedded.
+
+        `synonyms` are a list, or an object with `synonyms`, `prompts` and `not` (see
+        `runtime.label_sets`; default: the label itself), `groups` the names of the groups that it
+        is in, coarse to fine. Heads and thresholds that were fitted to frames are dropped: they
+        were fitted for the labels as they were. Raises DataError.
+        """
+        added = parse_label(label, synonyms, groups)
+        with self._bank_lock:
+            self.bank = with_label(self.require_bank(), added, self.embed_text)
+
+    def remove_label(self, label: str) -> None:
+        """Classifies the next frames without this label; what was fitted is dropped as by
+        `add_label`. Raises DataError where there is no such label, or no other."""
+        with self._bank_lock:
+            self.bank = without_label(self.require_bank(), label)
 
     def use_prompts(self, name: str) -> None:
         """Classifies the next frames with a prompt bank that lies in the bundle."""
@@ -136,16 +167,32 @@ class Classifier:
             raise BundleError(f"{self.bundle.folder} has no prompt bank {name!r}; it has: {have}")
         path = self.bundle.file(manifest.prompts[name])
         encoder = manifest.files[manifest.text_encoder].sha256
-        self.bank = load_bank(path, encoder, manifest.model.embedding_dim)
+        with self._bank_lock:
+            self.bank = load_bank(path, encoder, manifest.model.embedding_dim)
 
     def require_bank(self) -> PromptBank:
         """The prompt bank in use. Raises DataError where there is none."""
-        if self.bank is None:
+        bank = self.bank
+        if bank is None:
             raise DataError(
                 f"{self.bundle.folder} has no prompt bank: "
                 "pass labels= to runtime.load, or call set_labels"
             )
-        return self.bank
+        return bank
+
+    def _embed_text(self, texts: Sequence[str]) -> Embeddings:
+        tokenizer, encoder = self._text_encoder()
+        parts = [
+            encoder(tokenizer(texts[start : start + TEXT_BATCH]))
+            for start in range(0, len(texts), TEXT_BATCH)
+        ]
+        dim = self.bundle.manifest.model.embedding_dim
+        return np.concatenate(parts) if parts else np.empty((0, dim), dtype=np.float32)
+
+    def _note(self, note: str | None) -> None:
+        with self._text_lock:
+            if note and note not in self.notes:
+                self.notes += (note,)
 
     def _pixels(self, frames: Sequence[Source], color: Color) -> Frame:
         if not len(frames):
@@ -178,6 +225,6 @@ class Classifier:
     def __repr__(self) -> str:
         text = "" if self.text_precision == "fp32" else f"text {self.text_precision}, "
         return (
-            f"Classifier({self.bundle.manifest.model.name!r}, {self.precision} on {self._image!r}, "
-            f"{text}{len(self.labels)} labels)"
+            f"Classifier({self.bundle.manifest.model.name!r}, {self.precision} on {self._image!r}"
+            f"{self._chosen}, {text}{len(self.labels)} labels)"
         )

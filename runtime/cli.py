@@ -20,7 +20,7 @@ Templates = Annotated[
     list[str] | None, typer.Option("--template", help="Text with {}, or a file; repeatable.")
 ]
 Backend = Annotated[
-    str, typer.Option(help="onnxruntime, tensorrt, ort-cuda, ort-tensorrt, or auto.")
+    str, typer.Option(help="onnxruntime, openvino, tensorrt, ort-cuda, ort-tensorrt, or auto.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 
@@ -38,19 +38,24 @@ def classify(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each frame.")] = False,
 ) -> None:
     """Name what pictures and videos show, by labels given as text."""
+    from rich.console import Console
+
     from .api import load
-    from .prompts import read_labels, read_templates
+    from .label_sets import read_labels, read_templates
     from .sources import find_files
 
     found = find_files(files)
-    classifier = load(
-        bundle,
-        None if labels is None else read_labels(labels),
-        prompts=prompts,
-        templates=read_templates(templates) if templates else None,
-        backend=backend,
-        precision=precision,
-    )
+    with Console(stderr=True).status("Loading (once, what is fastest here is measured)"):
+        classifier = load(
+            bundle,
+            None if labels is None else read_labels(labels),
+            prompts=prompts,
+            templates=read_templates(templates) if templates else None,
+            backend=backend,
+            precision=precision,
+        )
+    if as_json:
+        print(f"edgeclip: {classifier!r}", file=sys.stderr)
     results = _classify_all(classifier, found, every)
     failed = _print_json(results, top) if as_json else _print_table(results, top, repr(classifier))
     if failed:
@@ -86,6 +91,8 @@ def _print_json(results: Iterator[Result], top: int) -> int:
             "score": round(result.score, 6),
             "cosine": round(result.cosine, 6),
             "unknown": result.unknown,
+            "path": list(result.path),
+            "background": result.background,
             "top": [[label, round(score, 6)] for label, score in result.top(top)],
             "ms": {stage: round(ms, 3) for stage, ms in result.timings.items()},
         }
@@ -111,7 +118,7 @@ def _print_table(results: Iterator[Result], top: int, title: str) -> int:
             others = ", ".join(f"{label} {score:.2f}" for label, score in result.top(top)[1:])
             table.add_row(
                 escape(name),
-                escape(result.label),
+                _named(result),
                 f"{result.score:.3f}",
                 f"{result.cosine:.3f}",
                 escape(others),
@@ -119,3 +126,13 @@ def _print_table(results: Iterator[Result], top: int, title: str) -> int:
     if table.row_count:
         Console().print(table)
     return failed
+
+
+def _named(result: "Prediction") -> str:
+    """The label, with its groups; of a frame that is of none of the labels what it is instead."""
+    from rich.markup import escape
+
+    if not result.unknown:
+        return escape(" / ".join(result.path))
+    instead = result.background or " / ".join(result.path)
+    return f"[dim]unknown{escape(f' ({instead})') if instead else ''}[/]"

@@ -78,6 +78,17 @@ def process_memory(root: Path = Path("/")) -> tuple[float, float] | None:
     return int(sizes["VmRSS"]) / 1024, int(sizes["VmHWM"]) / 1024
 
 
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take: what the machine has available, or what is left of a
+    container's limit. None where the system has no /proc."""
+    memory, taken = board.memory(_text(root / "proc/meminfo")), process_memory(root)
+    if memory is None or taken is None:
+        return None
+    limit = _text(root / "sys/fs/cgroup/memory.max").strip()  # cgroup 2; "max" is none
+    left = int(limit) - int(taken[0] * MIB) if limit.isdecimal() else memory.available
+    return max(0, min(memory.available, left))
+
+
 def _smi(csv: str) -> tuple[int | None, int | None]:
     """The first GPU's clock in MHz and temperature, from a line such as `1980, 41`."""
     line = next(iter(csv.splitlines()), "")

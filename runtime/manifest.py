@@ -6,6 +6,7 @@ again; another major version is refused.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -163,7 +164,10 @@ def write(folder: Path, manifest: Manifest, raw: dict[str, Any] | None = None) -
     merged = _merge(raw or {}, msgspec.to_builtins(manifest))
     text = json.dumps(merged, indent=2, ensure_ascii=False)
     beside = folder / f".{NAME}.new"
-    beside.write_text(text + "\n", encoding="utf-8")
+    with beside.open("w", encoding="utf-8") as stream:
+        stream.write(text + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())  # or a power cut may leave the new name with nothing in it
     beside.replace(folder / NAME)
 
 

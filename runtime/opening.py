@@ -1,31 +1,23 @@
 """Opens a bundle's encoders on a backend: which one, in which precision, and why."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import replace
 
-from .backends import NAMES, Encoder, image_border, text_border
+from .backends import NAMES, Encoder, Opened, image_border, text_border
 from .bundle import Bundle
 from .engine_file import FOLDER, Kind, built_precisions, find_engine
 from .errors import BackendUnavailable, BundleError
+from .on_cpu import open_image_on_cpu, open_text_on_cpu, precisions, require
 
 _ON_GPU = ("ort-cuda", "ort-tensorrt")  # ONNX Runtime's
 
 
-@dataclass(frozen=True)
-class Opened:
-    """An image encoder that is ready to run. `notes` say why another backend was not taken."""
-
-    encoder: Encoder
-    backend: str
-    precision: str
-    notes: tuple[str, ...] = ()
-
-
 def open_image(bundle: Bundle, backend: str, precision: str, threads: int | None) -> Opened:
     """Opens the image encoder. `backend` "auto" is TensorRT where the bundle has an engine for
-    this device, else ONNX Runtime on the CPU. `precision` "auto" is the fastest engine; fp32 on
-    the CPU; fp16, where it was accepted, in ONNX Runtime on the GPU.
+    this device, else the fastest on the CPU. `precision` "auto" is the fastest accepted one: of
+    engines as they were tested, on the CPU as it is measured when a bundle is first loaded
+    (`choice`); in ONNX Runtime on a GPU it is fp16 where that was accepted. Where both are named
+    nothing is measured.
 
     Raises BackendUnavailable, naming what to install or to build, and BundleError.
     """
@@ -43,7 +35,8 @@ def open_image(bundle: Bundle, backend: str, precision: str, threads: int | None
             return _engine(bundle, precision)
         except BackendUnavailable as error:
             notes = (f"tensorrt: {error}",)
-    return _session(bundle, precision, threads, notes)
+    found = open_image_on_cpu(bundle, backend, precision, threads)
+    return replace(found, notes=notes + found.notes)
 
 
 def open_text(bundle: Bundle, backend: str, precision: str, threads: int | None) -> Encoder:
@@ -62,10 +55,7 @@ def open_text(bundle: Bundle, backend: str, precision: str, threads: int | None)
         return _open_engine(bundle, "text", precision)
     if backend in _ON_GPU:
         return _on_gpu(bundle, name, "text", "ort-cuda", precision, threads)
-    _require_onnxruntime()
-    from .ort import OrtEncoder
-
-    return OrtEncoder(bundle.file(name), text_border(bundle.manifest), threads)
+    return open_text_on_cpu(bundle, name, backend, threads)
 
 
 def text_file(bundle: Bundle, precision: str) -> str:
@@ -81,18 +71,9 @@ def text_file(bundle: Bundle, precision: str) -> str:
     return made.text_precisions[precision].file
 
 
-def _session(bundle: Bundle, precision: str, threads: int | None, notes: tuple[str, ...]) -> Opened:
-    _require_onnxruntime()
-    from .ort import OrtEncoder
-
-    precision = _choose_precision(bundle, precision, "fp32")
-    path = bundle.file(bundle.manifest.precisions[precision].image)
-    encoder = OrtEncoder(path, image_border(bundle.manifest), threads)
-    return Opened(encoder, "onnxruntime", precision, notes)
-
-
 def _gpu_session(bundle: Bundle, backend: str, precision: str, threads: int | None) -> Opened:
-    precision = _choose_precision(bundle, precision, "fp16", "fp32")
+    eligible = precisions(bundle, precision)
+    precision = next((name for name in ("fp16", "fp32") if name in eligible), eligible[0])
     name = bundle.manifest.precisions[precision].image
     encoder = _on_gpu(bundle, name, "image", backend, precision, threads)
     return Opened(encoder, backend, precision)
@@ -103,36 +84,13 @@ def _on_gpu(
 ) -> Encoder:
     """A file of the bundle in ONNX Runtime on the GPU. Its TensorRT names what it keeps without
     regard to weights, so each file has a folder of its own."""
-    _require_onnxruntime("gpu")
+    require("onnxruntime", "gpu")
     from .ort_gpu import GpuEncoder
 
     path = bundle.file(name)
     cache = bundle.folder / FOLDER / "ort" / bundle.manifest.files[name].sha256[:16]
     border = (image_border if kind == "image" else text_border)(bundle.manifest)
     return GpuEncoder(path, border, backend, precision, cache, threads)
-
-
-def _require_onnxruntime(extra: str = "cpu") -> None:
-    if find_spec("onnxruntime") is None:
-        raise BackendUnavailable(
-            f"ONNX Runtime is not installed: pip install 'edgeclip[{extra}]', or use another "
-            "backend; edgeclip doctor says which will work here"
-        )
-
-
-def _choose_precision(bundle: Bundle, precision: str, *best: str) -> str:
-    """`auto` takes the first of `best` that was accepted, else the first accepted one."""
-    have = bundle.manifest.precisions
-    if precision != "auto":
-        if precision not in have:
-            raise BundleError(
-                f"{bundle.folder} has no precision {precision!r}; it has: {', '.join(have)}"
-            )
-        return precision
-    accepted = [name for name, entry in have.items() if entry.status == "accepted"]
-    if not accepted:
-        raise BundleError(f"{bundle.folder} has no accepted precision; name one with precision=")
-    return next((name for name in best if name in accepted), accepted[0])
 
 
 def _engine(bundle: Bundle, precision: str) -> Opened:

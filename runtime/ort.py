@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from .backends import Border
 from .errors import BackendUnavailable, UnsupportedFormat
 
-# It takes the weights of an fp16 MobileCLIP for floats, and the file does not load (1.31).
-DISABLED = ["AttentionFusion"]
+# The one takes the weights of an fp16 MobileCLIP for floats, and the file does not load. The other
+# rounds the biases of int8 convolutions, to zero where scales are fp16 (both in 1.31).
+DISABLED = ["AttentionFusion", "WeightBiasQuantization"]
 
 
 class OrtEncoder:
@@ -25,6 +26,9 @@ class OrtEncoder:
     def __init__(self, path: Path, border: Border, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Its threads wait busily for more work: within a run that is faster than sleep, between the
+        # frames of a camera it takes all cores for nothing.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads:
             options.intra_op_num_threads = threads
         self._session = self._created(path, options)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from . import mend
-from .backends import NAMES
 from .machine import Facts
 
 
@@ -18,17 +17,9 @@ class Verdict:
 
 
 def verdicts(facts: Facts) -> list[Verdict]:
-    """One for each backend, those that this release does not have yet included."""
+    """One for each backend."""
     checks = (_onnxruntime, _openvino, _tensorrt, _ort_cuda, _ort_tensorrt)
-    return [_released(check(facts)) for check in checks]
-
-
-def _released(verdict: Verdict) -> Verdict:
-    if verdict.backend in NAMES:
-        return verdict
-    ready = "the machine is ready for it" if verdict.works else f"besides, {verdict.because}"
-    because = f"this release of edgeclip has no such backend; {ready}"
-    return Verdict(verdict.backend, False, because)
+    return [check(facts) for check in checks]
 
 
 def _onnxruntime(facts: Facts) -> Verdict:

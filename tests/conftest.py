@@ -1,10 +1,14 @@
-"""What the tests share: small real data, and a bundle trained and exported from it once."""
+"""What the tests share: small real data, and a bundle trained and exported from it once.
+
+Nothing but the runtime is imported before it is needed: the runtime's own tests also run where
+torch is not, on a bundle that $EDGECLIP_TEST_BUNDLE names (`make test-runtime`).
+"""
 
 import io
 import os
 import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +16,29 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.bundle import ExportOptions, export_bundle
-from export.precisions import CalibrationOptions
 from runtime.manifest import TextSpec
 from runtime.tokenizer import Tokenizer
-from training.options import TrainOptions
-from training.text import clip_tokenizer
-from training.trainer import train
 
 ROOT = Path(__file__).parent.parent
 # Real photos, captions, clips and broken pictures, where a developer has them.
 DATA = Path(os.environ.get("EDGECLIP_TEST_DATA", ROOT.parent / "shared" / "data"))
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 230)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a machine finds out is kept apart from the developer's own: here for fixtures that
+    several tests share, below for each test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGECLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_a_test(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
@@ -73,6 +88,9 @@ def write_tar(path: Path, members: Mapping[str, bytes | str], mode: str = "w") -
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """CLIP's own, 12 tokens long."""
+    pytest.importorskip("torch")
+    from training.text import clip_tokenizer
+
     spec = TextSpec(
         context_length=12,
         start_id=49406,
@@ -96,6 +114,10 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, squares: Path, tiny_config: Path) -> Path:
+    pytest.importorskip("torch")
+    from training.options import TrainOptions
+    from training.trainer import train
+
     folder = tmp_path_factory.mktemp("model") / "checkpoint"
     options = TrainOptions(
         data=str(squares),
@@ -114,7 +136,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, squares: Path, tiny_con
 
 
 @pytest.fixture(scope="session")
-def bundle(checkpoint: Path) -> Path:
+def bundle(request: pytest.FixtureRequest) -> Path:
+    """Of a small CLIP that knows squares of three colours, in fp32."""
+    if made := os.environ.get("EDGECLIP_TEST_BUNDLE"):
+        return Path(made)
+    pytest.importorskip("torch")
+    from export.bundle import ExportOptions, export_bundle
+
+    checkpoint: Path = request.getfixturevalue("checkpoint")
     folder = checkpoint.parent / "bundle"
     options = ExportOptions(
         checkpoint=str(checkpoint),
@@ -136,6 +165,9 @@ def every_precision(
     checkpoint: Path, squares: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A bundle of every precision, with a bank that is fitted to each. Not to be changed."""
+    from export.bundle import ExportOptions, export_bundle
+    from export.precisions import CalibrationOptions
+
     folder = tmp_path_factory.mktemp("every") / "bundle"
     judged = write_squares(folder.parent / "judged", each=6, seed=9)
     options = ExportOptions(

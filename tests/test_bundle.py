@@ -114,7 +114,7 @@ def test_link_out_of_the_bundle(bundle_copy: Path) -> None:
 def test_malformed_manifest(bundle_copy: Path, change: Change) -> None:
     change_manifest(bundle_copy, change)
     with pytest.raises(UnsupportedFormat, match="manifest"):
-        runtime.load(bundle_copy)
+        runtime.load(bundle_copy, precision="fp32")
 
 
 @pytest.mark.parametrize("content", [b"", b"[1, 2]", b"{", b"\xff\xfe", b"[" * 100_000])
@@ -210,6 +210,6 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_no_backend(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.opening.find_spec", lambda _: None)
+    monkeypatch.setattr("runtime.on_cpu.find_spec", lambda _: None)
     with pytest.raises(BackendUnavailable, match=r"edgeclip\[cpu\]"):
         runtime.load(bundle)

@@ -7,12 +7,14 @@ import pytest
 from numpy.typing import NDArray
 
 from calibration import temperature
-from calibration.confidence import fit, fit_threshold
-from calibration.metrics import Counts, Floats, expected_calibration_error, reliability
+from calibration.confidence import fit
+from calibration.metrics import Counts, Floats, auroc, expected_calibration_error, reliability
 from calibration.temperature import fit_head, nll
+from calibration.unknown import fit_limit
 from runtime.errors import DataError
 from runtime.manifest import Head
-from runtime.prediction import Prediction, scores_of
+from runtime.prediction import scores_of
+from runtime.unknown import measured
 
 Activation = Literal["softmax", "sigmoid"]
 RIGHT, WRONG, SPREAD = 0.3, 0.2, 0.05  # cosines of a frame with its label, and with another
@@ -132,7 +134,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(temperature, "BLOCK", 7)
     parts = fit(cosines, targets, head(100.0), unknown=cosines[:50] - np.float32(0.1))
     assert parts.head.logit_scale == pytest.approx(whole.head.logit_scale, rel=1e-9)
-    assert parts.threshold == pytest.approx(whole.threshold, rel=1e-6)
+    assert parts.limit.threshold == pytest.approx(whole.limit.threshold, rel=1e-6)
 
 
 @pytest.mark.parametrize("given", [head(100.0), head(117.0, -12.9, "sigmoid")])
@@ -201,13 +203,13 @@ def test_one_frame_hardly_moves_the_head() -> None:
     assert 10.0 < both.logit_scale < 40.0 and -8.0 < both.logit_bias < 0.0
     alone = fit(cosines, targets, head(20.0))
     assert alone.ece_before is alone.ece_after is alone.nll_before is alone.nll_after is None
-    assert alone.threshold == scores_of(cosines, found).max()
+    assert alone.limit.threshold == scores_of(cosines, found).max()
 
 
 def test_a_single_label_has_no_softmax_scale() -> None:
     cosines, targets = drawn(20, labels=1)
     assert fit_head(cosines, targets, head(100.0)) == head(100.0)
-    assert fit(cosines, targets, head(100.0)).threshold == 1.0
+    assert fit(cosines, targets, head(100.0)).limit.threshold == 1.0
     found = fit_head(cosines, targets, head(100.0, -30.0, "sigmoid"))  # always right: surer
     assert (
         scores_of(cosines, found).mean() > scores_of(cosines, head(100.0, -30.0, "sigmoid")).mean()
@@ -264,66 +266,98 @@ def of_scores(*scores: float) -> Floats:
     return np.stack([logits / 20, -logits / 20], axis=1).astype(np.float32)
 
 
-def test_a_threshold_between_known_and_unknown() -> None:
-    known, unknown = of_scores(0.7, 0.8, 0.75), of_scores(0.51, 0.6, 0.55)
-    assert fit_threshold(known, TEN, unknown=unknown) == pytest.approx(0.65)
-
-
-def test_the_threshold_with_the_best_balance() -> None:
+def test_unknown_frames_choose_the_measure_and_say_what_is_found() -> None:
     known, unknown = of_scores(0.52, 0.7, 0.72, 0.74), of_scores(0.54, 0.56, 0.71, 0.5)
-    found = fit_threshold(known, TEN, unknown=unknown)  # keeps 3 of 4, rejects 3 of 4
-    assert found == pytest.approx(0.63)
-    shares = [
-        (scores_of(known, TEN).max(axis=1) >= t).mean()
-        - (scores_of(unknown, TEN).max(axis=1) >= t).mean()
-        for t in (*np.linspace(0, 1, 999), found)
-    ]
-    assert shares[-1] == max(shares)
-
-
-def test_where_unknown_frames_score_higher_nothing_is_unknown() -> None:
-    assert fit_threshold(of_scores(0.6), TEN, unknown=of_scores(0.7)) == 0.0
-    assert fit_threshold(of_scores(0.6), TEN, unknown=of_scores(0.6)) == 0.0
+    found = fit_limit(known, TEN, unknown=unknown, recall=0.6)
+    assert scores_of(known, TEN).max(axis=1)[1] == pytest.approx(found.threshold)
+    assert found.auroc == 12 / 16  # pairs in which the known frame's score is the higher one
+    assert (found.measure, found.found) == ("score", 0.75)
 
 
 def test_a_wrong_name_may_be_rejected() -> None:
-    known, unknown = of_scores(0.51, 0.7, 0.72), of_scores(0.6)
+    known = of_scores(0.51, 0.7, 0.72)
     targets = np.array([1, 0, 0])
-    assert fit_threshold(known, TEN, targets, unknown) == pytest.approx(0.65)
-    assert fit_threshold(known, TEN, targets, recall=1.0) == pytest.approx(0.7)
+    found = fit_limit(known, TEN, targets, recall=1.0)
+    values = measured(found.measure, known, scores_of(known, TEN), TEN)
+    assert found.threshold == values[1]
 
 
 @pytest.mark.parametrize(
-    "recall, kept", [(1.0, 10), (0.95, 10), (0.9, 9), (0.7, 7), (0.55, 6), (1e-12, 1)]
+    "recall, kept", [(1.0, 10), (0.95, 10), (0.9, 10), (0.7, 8), (0.55, 7), (1e-12, 1)]
 )
 def test_recall_by_hand(recall: float, kept: int) -> None:
     cosines = of_scores(*np.linspace(0.6, 0.96, 10))
-    scores = scores_of(cosines, TEN).max(axis=1)
     mixed = np.concatenate([cosines[::-1], of_scores(*[0.55] * 5)])
     targets = np.array([0] * 10 + [1] * 5)
-    found = fit_threshold(mixed, TEN, targets, recall=recall)  # of the rightly named ones
-    assert found == np.sort(scores)[-kept] and (scores >= found).sum() == kept
-    assert fit_threshold(cosines[::-1], TEN, recall=recall) == found  # of all
+    for found in (
+        fit_limit(mixed, TEN, targets, recall=recall),  # of the rightly named ones
+        fit_limit(cosines[::-1], TEN, recall=recall),  # of all
+    ):
+        values = measured(found.measure, cosines, scores_of(cosines, TEN), TEN)
+        assert (values >= found.threshold).sum() == kept
 
 
-@pytest.mark.parametrize("recall, kept", [(0.9, 90), (0.07, 7)])  # 0.07 * 100 is over 7
+@pytest.mark.parametrize("recall, kept", [(0.9, 91), (0.07, 8)])
 def test_the_threshold_keeps_that_share_of_predictions(recall: float, kept: int) -> None:
     cosines, _ = drawn(100)
     by = head(40.0)
-    found = fit_threshold(cosines, by, recall=recall)
-    names = tuple("abcdefghij")
-    unknown = [Prediction(names, scores_of(row, by), row, found).unknown for row in cosines]
-    assert unknown.count(False) == kept
+    found = fit_limit(cosines, by, recall=recall)
+    values = measured(found.measure, cosines, scores_of(cosines, by), by)
+    assert (values >= found.threshold).sum() == kept
+
+
+@pytest.mark.parametrize("frames", [40, 400])
+def test_new_frames_are_called_unknown_no_more_often_than_promised(frames: int) -> None:
+    by, alarms, told = head(40.0), list[float](), list[float]()
+    for seed in range(60):
+        cosines, targets = drawn(frames + 500, seed=seed)
+        found = fit_limit(cosines[:frames], by, targets[:frames])
+        new = cosines[frames:][(cosines.argmax(axis=1) == targets)[frames:]]
+        values = measured(found.measure, new, scores_of(new, by), by)
+        alarms.append(float((values < found.threshold).mean()))
+        told.append(found.false_alarms or 0.0)
+    assert np.mean(alarms) < 0.055
+    assert np.mean(told) == pytest.approx(np.mean(alarms), abs=0.05)
+
+
+def test_the_measure_that_tells_frames_of_no_label_best_is_taken() -> None:
+    known, targets = drawn(1000)
+    vague = known - np.float32(0.15)  # as sure of the best label, but near none
+    assert fit_limit(known, head(SCALE), targets, vague).measure == "energy"
+    lifted = known + np.random.default_rng(3).normal(0, 0.3, (1000, 1)).astype(np.float32)
+    assert (
+        fit_limit(lifted / np.float32(3), head(SCALE), targets).measure != "energy"
+    )  # says nothing then
+
+
+def test_hiding_labels_tells_how_well_frames_of_no_label_will_be_known() -> None:
+    cosines, targets = drawn(4000)
+    by = head(SCALE)
+    keep = targets < 8
+    found = fit_limit(cosines[keep][:, :8], by, targets[keep])
+    values = measured(found.measure, cosines[:, :8], scores_of(cosines[:, :8], by), by)
+    assert found.auroc == pytest.approx(auroc(values[keep], values[~keep]), abs=0.03)
+    assert fit_limit(cosines, by).auroc is None  # there were no labels to hide
+
+
+def test_what_competes_with_the_labels_is_not_one_of_them() -> None:
+    cosines, targets = drawn(300)
+    by = head(SCALE)
+    found = fit_limit(cosines, by, targets.clip(max=7), labels=8)
+    assert found.threshold != fit_limit(cosines[:, :8], by, targets.clip(max=7)).threshold
+    background = targets >= 8
+    values = measured(found.measure, cosines[:, :8], scores_of(cosines, by)[:, :8], by)
+    assert (values[background] < found.threshold).mean() > 0.3
 
 
 @pytest.mark.parametrize("scale", [1.0, 200.0])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_thresholds_are_scores(scale: float, activation: Activation) -> None:
+def test_limits_are_finite(scale: float, activation: Activation) -> None:
     cosines, targets = drawn(200)
     by = head(scale, -200.0 if activation == "sigmoid" else 0.0, activation)
     for labels in (None, targets):
         for unknown in (None, cosines - np.float32(0.1)):
-            assert 0 <= fit_threshold(cosines, by, labels, unknown) <= 1
+            assert np.isfinite(fit_limit(cosines, by, labels, unknown).threshold)
 
 
 # All of it
@@ -334,7 +368,7 @@ def test_the_figures_are_of_frames_that_the_head_has_not_seen() -> None:
     found = fit(cosines, targets, head(100.0))
     assert found == fit(cosines, targets, head(100.0))
     assert found.head == fit_head(cosines, targets, head(100.0))
-    assert found.threshold == fit_threshold(cosines, found.head, targets)
+    assert found.limit == fit_limit(cosines, found.head, targets)
     assert found.frames == 2000
     assert found.ece_before == pytest.approx(ece(cosines, targets, head(100.0)))
     assert found.nll_before == pytest.approx(nll(cosines, targets, head(100.0)))
@@ -361,8 +395,8 @@ def test_what_was_done_is_said() -> None:
     assert refitted.how.startswith("head fitted to the reference's scores; ")
     labelled = fit(cosines, targets, head(100.0), unknown=cosines[:7])
     assert labelled.how == (
-        "head fitted to labels; threshold that best separates the rightly named frames "
-        "from 7 of no label"
+        "head fitted to labels; threshold that keeps 95% of the rightly named frames, "
+        "the measure chosen on 7 frames of no label"
     )
 
 

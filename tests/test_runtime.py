@@ -18,7 +18,7 @@ from runtime.prediction import Prediction, scores_of
 
 @pytest.fixture(scope="module")
 def classifier(bundle: Path) -> Classifier:
-    return runtime.load(bundle)
+    return runtime.load(bundle, backend="onnxruntime", precision="fp32")
 
 
 def frames(count: int = 8) -> list[tuple[str, np.ndarray]]:

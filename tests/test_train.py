@@ -13,7 +13,7 @@ from conftest import solid, write_squares, write_tar
 from PIL import Image
 
 from runtime.errors import DataError
-from runtime.prompts import DEFAULT_TEMPLATES
+from runtime.label_sets import DEFAULT_TEMPLATES
 from training.model import create
 from training.options import TrainOptions
 from training.run import learning_rate

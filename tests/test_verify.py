@@ -26,8 +26,9 @@ from export.to_onnx import write_onnx
 from export.towers import ImageEncoder
 from export.verify import verify
 from runtime import manifest
+from runtime.bank_file import load_bank, save_bank
 from runtime.bundle import Bundle, describe
-from runtime.prompts import Fitted, load_bank, save_bank
+from runtime.unknown import Fitted
 from training.model import create
 
 Change = Callable[[ModelProto], None]

@@ -15,7 +15,7 @@ from .options import TrainOptions
 
 def train(**chosen: Any) -> None:
     """Train or fine-tune a CLIP on your own pictures."""
-    from runtime.prompts import read_templates
+    from runtime.label_sets import read_templates
 
     as_json = chosen.pop("as_json")
     chosen["templates"] = read_templates(chosen["templates"]) if chosen["templates"] else ()

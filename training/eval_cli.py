@@ -50,7 +50,7 @@ def evaluate(
     from calibration.sections import Report, json_of
     from calibration.subject import measure
     from runtime.folders import check_target, new_folder
-    from runtime.prompts import read_templates
+    from runtime.label_sets import read_templates
 
     if out:
         from calibration.report import MARKER, write_report  # what it needs is missed here at once

@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 
 from runtime.errors import DataError
+from runtime.label_sets import DEFAULT_TEMPLATES, check_templates
 from runtime.manifest import ImageSpec
-from runtime.prompts import DEFAULT_TEMPLATES, check_templates
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from runtime.errors import DataError
-from runtime.prompts import DEFAULT_TEMPLATES, check_templates
+from runtime.label_sets import DEFAULT_TEMPLATES, check_templates
 
 Precision = Literal["fp32", "bf16", "fp16"]
 LossName = Literal["auto", "clip", "siglip", "itc", "triplet", "margin"]

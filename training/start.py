@@ -12,8 +12,8 @@ import safetensors.torch
 from torch import Tensor
 
 from runtime.errors import DataError
+from runtime.label_sets import DEFAULT_TEMPLATES
 from runtime.manifest import ImageSpec
-from runtime.prompts import DEFAULT_TEMPLATES
 
 from .model import CONFIG, WEIGHTS, ClipModel, create, recorded
 from .options import TrainOptions

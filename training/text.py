@@ -13,8 +13,8 @@ from open_clip.tokenizer import bytes_to_unicode, default_bpe
 from tokenizers import Regex, models, pre_tokenizers
 
 from runtime.errors import DataError
+from runtime.label_sets import DEFAULT_TEMPLATES
 from runtime.manifest import TextSpec
-from runtime.prompts import DEFAULT_TEMPLATES
 
 _WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
