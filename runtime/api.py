@@ -8,7 +8,7 @@ from pathlib import Path
 from .bundle import Bundle
 from .classifier import Classifier, Source
 from .errors import BundleError, DataError
-from .frames import Color
+from .frames import Box, Color
 from .label_sets import Labels
 from .prediction import Prediction
 from .text_cache import machine_cache
@@ -69,7 +69,7 @@ def load(
     return classifier
 
 
-def classify(frame: Source, color: Color = "bgr") -> Prediction:
+def classify(frame: Source, color: Color = "bgr", roi: Box | None = None) -> Prediction:
     """Classifies a frame with the bundle loaded last, or the one that $EDGECLIP_BUNDLE names.
 
     Raises as `Classifier.classify` does, and BundleError where there is no bundle.
@@ -82,4 +82,4 @@ def classify(frame: Source, color: Color = "bgr") -> Prediction:
                 "no bundle is loaded: call runtime.load(folder) first, or set EDGECLIP_BUNDLE"
             )
         classifier = load(folder)
-    return classifier.classify(frame, color)
+    return classifier.classify(frame, color, roi)

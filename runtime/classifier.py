@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,12 @@ from .backends import Encoder
 from .bank_file import load_bank
 from .bundle import Bundle
 from .errors import BackendUnavailable, BundleError, DataError, FrameError
-from .frames import Color, Frame
+from .frames import Box, Color, Frame
 from .head import predictions
 from .label_sets import Entry, Labels, parse_label, parse_labels
 from .opening import open_image, open_text, text_file
 from .prediction import Prediction
-from .preprocess import preprocess
+from .preprocess import preprocess, preprocess_regions
 from .prompts import Embeddings, PromptBank, build_bank, with_label, without_label
 from .text_cache import TextCache, maker_of
 from .tokenizer import Tokenizer
@@ -66,22 +66,40 @@ class Classifier:
         """The labels that frames are classified into; empty before any were set."""
         return self.bank.labels if self.bank else ()
 
-    def classify(self, frame: Source, color: Color = "bgr") -> Prediction:
-        """Classifies one frame: uint8 [H, W, 3] BGR (see `color`), or the path of a picture.
+    def classify(self, frame: Source, color: Color = "bgr", roi: Box | None = None) -> Prediction:
+        """Classifies one frame: uint8 [H, W, 3] BGR (see `color`), or the path of a picture; or of
+        it the part `roi` = (x, y, width, height) in pixels, as if that were the whole frame.
 
-        Raises FrameError for a bad frame, DataError where there are no labels.
+        Raises FrameError for a bad frame or part, DataError where there are no labels.
         """
-        return self.classify_batch([frame], color)[0]
+        return self.classify_batch([frame], color, roi)[0]
 
-    def classify_batch(self, frames: Sequence[Source], color: Color = "bgr") -> list[Prediction]:
-        """Classifies frames, also of different sizes, in one run of the encoder."""
+    def classify_batch(
+        self, frames: Sequence[Source], color: Color = "bgr", roi: Box | None = None
+    ) -> list[Prediction]:
+        """Classifies frames, also of different sizes, in one run of the encoder; with `roi` the
+        same part of each."""
         if isinstance(frames, str | Path):
             raise FrameError(f"classify_batch takes a list of frames, not the one path {frames}")
+        return self._predictions(lambda: self._pixels(frames, color, roi))
+
+    def classify_regions(
+        self, frame: Source, regions: Sequence[Box], color: Color = "bgr"
+    ) -> list[Prediction]:
+        """Classifies parts (x, y, width, height) of one frame, such as a detector found, in one run
+        of the encoder; nothing where there are none. Raises as `classify`."""
+        if not len(regions):
+            return []
+        spec = self.bundle.manifest.image
+        return self._predictions(lambda: preprocess_regions(frame, regions, spec, color))
+
+    def _predictions(self, pixels: Callable[[], Frame]) -> list[Prediction]:
+        """What frames are taken for, from what makes the encoder's input; with its timings."""
         bank = self.require_bank()
         start = time.perf_counter()
-        pixels = self._pixels(frames, color)
+        batch = pixels()
         ready = time.perf_counter()
-        embeddings = self._image(pixels)
+        embeddings = self._image(batch)
         encoded = time.perf_counter()
         timings = {"preprocess": (ready - start) * 1e3, "encode": (encoded - ready) * 1e3}
         found = predictions(
@@ -96,9 +114,11 @@ class Classifier:
         timings["head"] = (time.perf_counter() - encoded) * 1e3
         return found
 
-    def embed(self, frame: Source, color: Color = "bgr") -> NDArray[np.float32]:
-        """The unit embedding of a frame, float32 [D]."""
-        embedding: NDArray[np.float32] = self._image(self._pixels([frame], color))[0]
+    def embed(
+        self, frame: Source, color: Color = "bgr", roi: Box | None = None
+    ) -> NDArray[np.float32]:
+        """The unit embedding of a frame, or of a part of it as in `classify`: float32 [D]."""
+        embedding: NDArray[np.float32] = self._image(self._pixels([frame], color, roi))[0]
         return embedding
 
     def gpu_stages(self, frame: Source, color: Color = "bgr") -> dict[str, float]:
@@ -194,11 +214,14 @@ class Classifier:
             if note and note not in self.notes:
                 self.notes += (note,)
 
-    def _pixels(self, frames: Sequence[Source], color: Color) -> Frame:
+    def _pixels(self, frames: Sequence[Source], color: Color, roi: Box | None = None) -> Frame:
         if not len(frames):
             raise FrameError("there is no frame to classify: the list is empty")
         spec = self.bundle.manifest.image
-        return np.stack([preprocess(frame, spec, color) for frame in frames])
+        batch = np.empty((len(frames), spec.height, spec.width, 3), dtype=np.uint8)
+        for frame, pixels in zip(frames, batch, strict=True):
+            preprocess(frame, spec, color, roi, out=pixels)
+        return batch
 
     def _text_encoder(self) -> tuple[Tokenizer, Encoder]:
         with self._text_lock:

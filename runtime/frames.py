@@ -1,16 +1,19 @@
 """Frames as they come: arrays from a camera, or picture files. Checked, and turned upright RGB."""
 
+from operator import index
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import BackendUnavailable, FrameError
+from .errors import FrameError
 
 Frame = NDArray[np.uint8]
 Color = Literal["bgr", "rgb", "bgra", "gray", "nv12"]
+Box = tuple[int, int, int, int]
+"""Left, top, width and height of a part of a frame, in pixels."""
 
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 100  # a longer strip would grow to gigabytes when its short side is resized
@@ -61,30 +64,33 @@ def _shape_fits(shape: tuple[int, ...], color: Color) -> bool:
     return len(shape) == 2 and shape[0] % 3 == 0 and shape[1] % 2 == 0
 
 
-def to_image(frame: object, color: Color) -> tuple[Image.Image, bool]:
-    """A checked frame as a Pillow image of mode RGB or L, and whether its channels are BGR.
-
-    The channels are left in the camera's order: it is cheaper to turn the small resized image.
-    """
-    array = check_frame(frame, color)
-    if color == "gray":
-        return Image.fromarray(np.ascontiguousarray(array.reshape(array.shape[:2]))), False
-    if color == "nv12":
-        array = _from_nv12(array)
-    if color == "bgra":
-        array = array[..., :3]
-    return Image.fromarray(np.ascontiguousarray(array)), color != "rgb"
+def frame_size(frame: Frame, color: Color) -> tuple[int, int]:
+    """Width and height in pixels of a checked frame."""
+    rows, width = frame.shape[:2]
+    return width, rows * 2 // 3 if color == "nv12" else rows
 
 
-def _from_nv12(frame: Frame) -> Frame:
+def check_roi(roi: Any, width: int, height: int) -> Box:
+    """Returns the part (x, y, width, height) of a frame of that size; all of it where `roi` is
+    None. Raises FrameError where it is empty, reaches outside, or is no four whole numbers."""
+    if roi is None:
+        return 0, 0, width, height
     try:
-        import cv2
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable(
-            "NV12 frames need OpenCV: pip install 'edgeclip[cpu]' "
-            "(on a Jetson use the system's OpenCV)"
-        ) from error
-    return np.asarray(cv2.cvtColor(frame, cv2.COLOR_YUV2BGR_NV12), dtype=np.uint8)
+        x, y, w, h = map(index, roi)
+    except (TypeError, ValueError):
+        raise FrameError(
+            f"a roi is (x, y, width, height) in whole pixels of the frame, not {roi!r}"
+        ) from None
+    if w <= 0 or h <= 0:
+        raise FrameError(f"the roi {x, y, w, h} is empty: give a width and height of 1 or more")
+    if x < 0 or y < 0 or x + w > width or y + h > height:
+        raise FrameError(
+            f"the roi {x, y, w, h} (x, y, width, height) reaches outside the frame "
+            f"of {width} x {height} pixels"
+        )
+    if max(w, h) > MAX_ASPECT * min(w, h):
+        raise FrameError(f"the sides of the roi {x, y, w, h} differ by over {MAX_ASPECT} times")
+    return x, y, w, h
 
 
 def read_picture(path: str | Path | BinaryIO, at_least: int | None = None) -> Frame:

@@ -1,4 +1,4 @@
-"""Frames and pictures: exact preprocessing, and one clear error for what cannot be used."""
+"""Frames and pictures: what is read, and one clear error for what cannot be used."""
 
 import csv
 import struct
@@ -7,90 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from runtime.errors import EdgeClipError, FrameError
-from runtime.frames import check_frame, read_picture
-from runtime.manifest import ImageSpec
-from runtime.preprocess import preprocess
+from runtime.frames import check_frame, check_roi, read_picture
 from runtime.sources import find_files, frames_of
-from training import torchvision_ops as torchvision_ops
-
-# isort: split
-from open_clip.transform import PreprocessCfg, image_transform_v2
-
-MODES = {"crop": "shortest", "squash": "squash", "pad": "longest"}
-
-
-def spec(size: tuple[int, int], fit: str, interpolation: str = "bicubic") -> ImageSpec:
-    return ImageSpec(
-        height=size[0],
-        width=size[1],
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
-        interpolation=interpolation,  # type: ignore[arg-type]
-        fit=fit,  # type: ignore[arg-type]
-        fill=0,
-    )
-
-
-def picture(height: int, width: int) -> NDArray[np.uint8]:
-    """Coarse and fine structure, so that a resize without antialias would show."""
-    rng = np.random.default_rng(height * width)
-    coarse = rng.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
-    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-    fine = rng.integers(-40, 40, (height, width, 3))
-    return (np.asarray(smooth, dtype=np.int64) + fine).clip(0, 255).astype(np.uint8)
-
-
-def reference(image: NDArray[np.uint8], wanted: ImageSpec) -> NDArray[np.float64]:
-    config = PreprocessCfg(
-        size=(wanted.height, wanted.width),
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
-        interpolation=wanted.interpolation,
-        resize_mode=MODES[wanted.fit],
-    )
-    tensor = image_transform_v2(config, is_train=False)(Image.fromarray(image))
-    return np.asarray(tensor.permute(1, 2, 0).numpy() * 255, dtype=np.float64)
-
-
-@pytest.mark.parametrize("fit", MODES)
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("shape", [(480, 640), (641, 333), (224, 224), (90, 57), (1080, 1920)])
-def test_pixels_equal_the_models_own_transform(
-    shape: tuple[int, int], interpolation: str, fit: str
-) -> None:
-    image, wanted = picture(*shape), spec((224, 224), fit, interpolation)
-    np.testing.assert_allclose(
-        preprocess(image, wanted, "rgb"), reference(image, wanted), atol=0.01
-    )
-
-
-def test_a_model_that_is_not_square() -> None:
-    image, wanted = picture(300, 500), spec((128, 96), "crop")
-    np.testing.assert_allclose(
-        preprocess(image, wanted, "rgb"), reference(image, wanted), atol=0.01
-    )
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 99), (2, 3), (99, 1)])
-@pytest.mark.parametrize("fit", MODES)
-def test_odd_shapes(shape: tuple[int, int], fit: str) -> None:
-    frame = np.full((*shape, 3), 77, dtype=np.uint8)
-    small = preprocess(frame, spec((32, 32), fit))
-    assert small.shape == (32, 32, 3) and small.dtype == np.uint8
-    if fit != "pad":
-        assert (small == 77).all()
-
-
-def test_gray_and_nv12() -> None:
-    gray = picture(64, 96)[..., 0]
-    small = preprocess(gray, spec((32, 32), "crop"), "gray")
-    assert (small[..., 0] == small[..., 2]).all()
-    nv12 = np.full((96, 96), 128, dtype=np.uint8)  # 64 x 96: luma 128, no colour
-    assert np.abs(preprocess(nv12, spec((32, 32), "crop"), "nv12").astype(int) - 130).max() <= 2
 
 
 @pytest.mark.parametrize(
@@ -117,13 +38,40 @@ def test_bad_frames(frame: object, color: str, message: str) -> None:
         check_frame(frame, color)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("roi", "message"),
+    [
+        ((0, 0, 0, 5), r"the roi \(0, 0, 0, 5\) is empty"),
+        ((0, 0, 5, -1), "is empty"),
+        ((-1, 0, 5, 5), "reaches outside the frame of 20 x 10 pixels"),
+        ((0, 6, 5, 5), "outside"),
+        ((16, 0, 5, 5), "outside"),
+        ((0, 0, 5), "in whole pixels of the frame, not"),
+        ((0, 0, 5.0, 5), "whole pixels"),
+        ("abcd", "whole pixels"),
+        (7, "whole pixels"),
+    ],
+)
+def test_bad_rois(roi: object, message: str) -> None:
+    with pytest.raises(FrameError, match=message):
+        check_roi(roi, 20, 10)
+
+
+def test_rois() -> None:
+    assert check_roi(None, 20, 10) == (0, 0, 20, 10)
+    assert check_roi(np.array([16, 6, 4, 4]), 20, 10) == (16, 6, 4, 4)
+    with pytest.raises(FrameError, match="differ by over 100 times"):
+        check_roi((0, 0, 1, 101), 200, 200)
+
+
 def test_exif_orientation(tmp_path: Path) -> None:
-    upright = Image.fromarray(picture(40, 60))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    upright = Image.fromarray(pixels)
     exif = Image.Exif()
     exif[0x0112] = 6  # turned a quarter: stored sideways
     stored = upright.transpose(Image.Transpose.ROTATE_90)
     stored.save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(read_picture(tmp_path / "turned.png"), np.asarray(upright))
+    np.testing.assert_array_equal(read_picture(tmp_path / "turned.png"), pixels)
 
 
 def test_picture_modes(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
-"""The wheel: what is in it, and that it classifies a frame in an environment without torch."""
+"""The wheel: what is in it, and that it works in an environment without torch."""
 
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -44,14 +46,20 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     assert {Path(n).suffix for n in inside} == {".py", ".json"}
 
 
-def test_wheel_classifies_without_torch(wheel: Path, bundle: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "bare")], check=True)
-    python = tmp_path / "bare" / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", f"{wheel}[cpu]"]
+def bare_python(python: str, folder: Path, *packages: str) -> Path:
+    """The interpreter of a new environment with these packages. Skips without a package index."""
+    subprocess.run([python, "-m", "venv", str(folder)], check=True)
+    made = folder / "bin" / "python"
+    install = [str(made), "-m", "pip", "install", "--quiet", *packages]
     installed = subprocess.run(install, capture_output=True, text=True)
     if "No matching distribution" in installed.stderr or "Retrying" in installed.stderr:
         pytest.skip("no package index can be reached")
     assert installed.returncode == 0, installed.stderr
+    return made
+
+
+def test_wheel_classifies_without_torch(wheel: Path, bundle: Path, tmp_path: Path) -> None:
+    python = bare_python(sys.executable, tmp_path / "bare", f"{wheel}[cpu]")
     script = tmp_path / "classify.py"
     script.write_text(CLASSIFY)
     run = subprocess.run(
@@ -63,3 +71,33 @@ def test_wheel_classifies_without_torch(wheel: Path, bundle: Path, tmp_path: Pat
     assert run.returncode == 2
     assert "pip install 'edgeclip[train]'" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+RUNTIME_TESTS = [
+    "bundle", "camera", "choice", "cuda", "doctor", "frames", "fuzz", "ort_gpu", "preprocess",
+    "prompts", "runtime", "threads",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12"])
+def test_the_runtime_passes_its_tests_without_torch(
+    version: str, wheel: Path, bundle: Path, tmp_path: Path
+) -> None:
+    found = shutil.which(f"python{version}")
+    if found is None or subprocess.run([found, "-c", ""], capture_output=True).returncode:
+        pytest.skip(f"there is no python{version} on the PATH")
+    tools = ["pytest", "pytest-timeout", "hypothesis"]
+    python = bare_python(found, tmp_path / "bare", f"{wheel}[cpu]", *tools)
+    tests = tmp_path / "tests"  # away from the packages, so that the wheel's are imported
+    shutil.copytree(ROOT / "tests", tests, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    files = [str(tests / f"test_{name}.py") for name in RUNTIME_TESTS]
+    run = subprocess.run(
+        [str(python), "-m", "pytest", "-q", "-m", "not slow", *files],
+        env={**os.environ, "EDGECLIP_TEST_BUNDLE": str(bundle)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
