@@ -85,7 +85,8 @@ class PycudaCuda:
                 self._context.pop()
         except self._driver.Error as error:
             call, _, text = str(error).partition(" failed: ")
-            raise CudaError(call, "", text) from error
+            # without the frames that it passed: they would keep objects beyond their being freed
+            raise CudaError(call, "", text) from error.with_traceback(None)
 
     def device(self) -> Device:
         with self._current() as driver:

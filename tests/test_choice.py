@@ -292,6 +292,7 @@ def test_without_any_backend(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_library_that_does_not_load(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is noted by auto, and an error where it is named."""
+    pytest.importorskip("openvino")
     monkeypatch.setitem(sys.modules, "runtime.vino_bf16", None)
     classifier = runtime.load(bundle)
     assert classifier.backend == "onnxruntime"
@@ -324,6 +325,7 @@ def test_the_command_says_what_auto_took(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    pytest.importorskip("openvino")  # or there is nothing to choose from
     picture = str(squares / "red" / "0.png")
     monkeypatch.setattr(sys, "argv", ["edgeclip", "classify", str(bundle), picture, "--json"])
     with pytest.raises(SystemExit):

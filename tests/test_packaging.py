@@ -75,7 +75,7 @@ def test_wheel_classifies_without_torch(wheel: Path, bundle: Path, tmp_path: Pat
 
 RUNTIME_TESTS = [
     "bundle", "camera", "choice", "cuda", "doctor", "frames", "fuzz", "ort_gpu", "preprocess",
-    "prompts", "runtime", "threads",
+    "prompts", "runtime",
 ]  # fmt: skip
 
 
@@ -90,7 +90,8 @@ def test_the_runtime_passes_its_tests_without_torch(
     tools = ["pytest", "pytest-timeout", "hypothesis"]
     python = bare_python(found, tmp_path / "bare", f"{wheel}[cpu]", *tools)
     tests = tmp_path / "tests"  # away from the packages, so that the wheel's are imported
-    shutil.copytree(ROOT / "tests", tests, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("tests", "deploy"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     files = [str(tests / f"test_{name}.py") for name in RUNTIME_TESTS]
     run = subprocess.run(

@@ -16,10 +16,6 @@ from runtime.errors import BackendUnavailable, FrameError
 from runtime.frames import Color, Frame, read_picture
 from runtime.manifest import ImageSpec
 from runtime.preprocess import preprocess, preprocess_regions
-from training import torchvision_ops as torchvision_ops
-
-# isort: split
-from open_clip.transform import PreprocessCfg, image_transform_v2
 
 MODES = {"crop": "shortest", "squash": "squash", "pad": "longest"}
 CHANNELS: dict[Color, int] = {"bgr": 3, "rgb": 3, "bgra": 4, "gray": 1, "nv12": 1}
@@ -57,6 +53,13 @@ def noise(height: int, width: int, color: Color) -> Frame:
 
 
 def reference(image: Frame, wanted: ImageSpec) -> NDArray[np.int64]:
+    """What open_clip's own transform makes of it, in whole levels."""
+    pytest.importorskip("torch")
+    from training import torchvision_ops as torchvision_ops
+
+    # isort: split
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
     config = PreprocessCfg(
         size=(wanted.height, wanted.width),
         mean=(0, 0, 0),

@@ -36,7 +36,6 @@ from runtime.row_file import RowFile
 from runtime.text_cache import TextCache, machine_cache, maker_of
 from runtime.tokenizer import Tokenizer
 from runtime.unknown import Fitted
-from training.text import clip_tokenizer
 
 DIM = 16
 Rows = NDArray[np.float32]
@@ -365,9 +364,9 @@ class Image:
 
 
 @pytest.fixture(scope="module")
-def words() -> bytes:
+def words(bundle: Path) -> bytes:
     """CLIP's tokenizer.json."""
-    return clip_tokenizer()
+    return (bundle / "tokenizer.json").read_bytes()
 
 
 @pytest.fixture
