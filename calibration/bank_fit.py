@@ -14,6 +14,7 @@ from rich.progress import Progress
 from runtime.backends import Encoder
 from runtime.bundle import Bundle
 from runtime.errors import DataError, EdgeClipError
+from runtime.head import standing_cosines
 from runtime.opening import open_image
 from runtime.prompts import PromptBank
 from runtime.unknown import Fitted
@@ -90,7 +91,8 @@ def fit_bank(
                 bundle, bank, name, (known, shown.targets, others), reference, recall
             )
     if not fits:
-        raise DataError(f"no precision of {bundle.folder} runs here: {'; '.join(skipped.values())}")
+        why = "; ".join(dict.fromkeys(skipped.values()))
+        raise DataError(f"no precision of {bundle.folder} runs here: {why}")
     unknown_frames = sum(len(rows) for _, rows in shown.others)
     return BankFit(_with(bank, fits), fits, skipped, len(shown.rows), unknown_frames)
 
@@ -171,7 +173,7 @@ def _cosines(shown: Shown, encode: Encoder, bank: PromptBank) -> tuple[Floats, F
 
     def of(frames: FrameSet, rows: Sequence[int]) -> Floats:
         parts = [encode(batch) for batch in frames.batches(BATCH, rows)]
-        return np.asarray(np.concatenate(parts) @ bank.rows.T, dtype=np.float32)
+        return standing_cosines(np.concatenate(parts), bank)
 
     others = [of(frames, rows) for frames, rows in shown.others]
     return of(shown.frames, shown.rows), np.concatenate(others) if others else None

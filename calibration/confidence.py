@@ -61,8 +61,10 @@ def fit(
     order = np.argsort(targets, kind="stable")
     one, other = order[::2], order[1::2]
     from_one, from_other = (fit_head(cosines[rows], targets[rows], head) for rows in (one, other))
-    ece_before, nll_before = _measured(cosines, targets, [(order, head)])
-    ece_after, nll_after = _measured(cosines, targets, [(one, from_other), (other, from_one)])
+    count = labels or cosines.shape[1]
+    ece_before, nll_before = _measured(cosines, targets, [(order, head)], count)
+    crossed = [(one, from_other), (other, from_one)]
+    ece_after, nll_after = _measured(cosines, targets, crossed, count)
     return Confidence(
         head=fitted,
         limit=limit,
@@ -88,19 +90,23 @@ def _how(
 
 
 def _measured(
-    cosines: Floats, targets: Counts, parts: Sequence[tuple[Counts, Head]]
+    cosines: Floats, targets: Counts, parts: Sequence[tuple[Counts, Head]], labels: int
 ) -> tuple[float, float]:
-    """ECE and NLL of frames [N] of which these rows are scored by these heads."""
+    """ECE and NLL of frames [N] of which these rows are scored by these heads. Of frames that fit
+    background best nothing is said, so that they do not count in the ECE."""
     scores = np.empty(len(cosines), dtype=np.float32)
     loss = 0.0
     for rows, head in parts:
-        scores[rows] = _best_scores(cosines[rows], head)
+        scores[rows] = _best_scores(cosines[rows], head, labels)
         loss += nll(cosines[rows], targets[rows], head) * len(rows) / len(cosines)
-    bins = reliability(scores, cosines.argmax(axis=1) == targets)
-    return expected_calibration_error(bins), loss
+    best = cosines.argmax(axis=1)
+    said = best < labels
+    if not said.any():
+        return 0.0, loss
+    return expected_calibration_error(reliability(scores[said], best[said] == targets[said])), loss
 
 
-def _best_scores(cosines: Floats, head: Head) -> Floats:
+def _best_scores(cosines: Floats, head: Head, labels: int) -> Floats:
     """The best label's score of each frame, float32 [N], as `Prediction.score`."""
     blocks = (cosines[start : start + BLOCK] for start in range(0, len(cosines), BLOCK))
-    return np.concatenate([scores_of(block, head).max(axis=1) for block in blocks])
+    return np.concatenate([scores_of(b, head)[:, :labels].max(axis=1) for b in blocks])

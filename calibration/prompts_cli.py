@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from runtime.bundle import Bundle
     from runtime.prompts import PromptBank
 
+    from .bank_fit import BankFit
+
 Name = Annotated[str | None, typer.Option(help="The bank to make, or to look at.")]
 Show = Annotated[str | None, typer.Option(help="Print a bank: labels, prompts, groups.")]
 Confusable = Annotated[
@@ -137,21 +139,25 @@ def _make(bundle: "Bundle", labels: str, asked: _Asked) -> None:
         )
     bank = _build(bundle, labels, asked.templates)
     if asked.name is not None:
+        fitted = _fit(bundle, bank, asked) if asked.fit else None
+        bank = fitted.bank if fitted else bank
         _store(bundle.folder, asked.name, bank, asked.force, asked.as_json)
-        if asked.fit:
-            bank = _fit(bundle.folder, asked.name, asked)
+        if fitted:
+            _tell(asked.name, fitted, asked.as_json)
     _look(bundle.folder, bank, asked)
 
 
 def _use(bundle: "Bundle", asked: _Asked) -> None:
     """Fits a stored bank, and looks at it."""
-    from runtime.bank_store import bank_of
+    from runtime.bank_store import bank_of, store_bank
 
     name = _name(bundle, asked.name)
+    bank = bank_of(bundle, name)
     if asked.fit:
-        bank = _fit(bundle.folder, name, asked)
-    else:
-        bank = bank_of(bundle, name)
+        fitted, read = _fit(bundle, bank, asked), bundle.manifest.prompts[name]
+        bank = fitted.bank
+        store_bank(bundle.folder, name, bank, replace=True, read=read)
+        _tell(name, fitted, asked.as_json)
     _look(bundle.folder, bank, dataclasses.replace(asked, name=name))
 
 
@@ -229,29 +235,28 @@ def _store(bundle: Path, name: str, bank: "PromptBank", force: bool, as_json: bo
         print(f"stored the bank {name!r} of {len(bank.labels)} labels in {bundle}")
 
 
-def _fit(bundle: Path, name: str, asked: _Asked) -> "PromptBank":
-    """Fits a stored bank to frames, and stores it again."""
-    from runtime.bank_store import bank_of, store_bank
-    from runtime.bundle import Bundle
-
+def _fit(bundle: "Bundle", bank: "PromptBank", asked: _Asked) -> "BankFit":
+    """A bank fitted to frames, not stored yet."""
     from .bank_fit import fit_bank
-    from .bank_tables import fit_as_json, print_fit
 
-    opened = Bundle(bundle)
-    found = fit_bank(
-        opened,
-        bank_of(opened, name),
+    return fit_bank(
+        bundle,
+        bank,
         asked.fit or [],
         asked.unknown or [],
         recall=asked.keep,
+        backend="onnxruntime" if find_spec("onnxruntime") else "auto",
         quiet=asked.as_json,
     )
-    store_bank(bundle, name, found.bank, replace=True)
-    if asked.as_json:
-        _print_json({"fitted": fit_as_json(name, found)})
+
+
+def _tell(name: str, fitted: "BankFit", as_json: bool) -> None:
+    from .bank_tables import fit_as_json, print_fit
+
+    if as_json:
+        _print_json({"fitted": fit_as_json(name, fitted)})
     else:
-        print_fit(name, found)
-    return found.bank
+        print_fit(name, fitted)
 
 
 def _remove(bundle: Path, name: str, as_json: bool) -> None:

@@ -32,6 +32,7 @@ from calibration.sensitivity import encoder
 from runtime.classifier import Classifier
 from runtime.errors import DataError
 from runtime.label_sets import Labels
+from runtime.head import standing_cosines
 from runtime.manifest import Head, Precision
 from runtime.prompts import PromptBank, build_bank
 
@@ -261,14 +262,15 @@ def _confidence(
     """Fits the scores of each precision to the judged frames: to their true labels, or, without
     them, to what fp32 says."""
     targets, labels = judge.targets, len(bank.labels)
-    reference = judge.reference @ bank.rows.T
+    reference = standing_cosines(judge.reference, bank)
     if targets is not None and not (reference.argmax(axis=1) == targets).any():
         return {}  # not one is named rightly: there is nothing to fit
     found = {"fp32": fit(reference, targets, head, labels=labels)}
     for candidate in candidates:
         encode = encoder(candidate.model)
-        rows = np.concatenate([encode(batch) for batch in judge.batches()]) @ bank.rows.T
-        if np.isfinite(rows).all():
+        embeddings = np.concatenate([encode(batch) for batch in judge.batches()])
+        if np.isfinite(embeddings).all():
+            rows = standing_cosines(embeddings, bank)
             found[candidate.name] = fit(rows, targets, head, reference=reference, labels=labels)
     return found
 

@@ -24,7 +24,7 @@ from .prompts import PromptBank
 
 FOLDER = "prompts"
 _NEW = ".new-bank"
-_OURS = re.compile(r"default\.safetensors|.+\.[0-9a-f]{8}\.safetensors")  # export's, and ours
+_OURS = re.compile(r"default\.safetensors|[\w-]+\.([0-9a-f]{8})\.safetensors")  # export's, ours
 
 
 def banks_of(bundle: Bundle) -> dict[str, PromptBank]:
@@ -46,13 +46,19 @@ def is_bound(bank: PromptBank, made: Manifest) -> bool:
     return bank.text_encoder == made.files[made.text_encoder].sha256
 
 
-def store_bank(folder: Path, name: str, bank: PromptBank, *, replace: bool = False) -> None:
+def store_bank(
+    folder: Path, name: str, bank: PromptBank, *, replace: bool = False, read: str | None = None
+) -> None:
     """Puts a bank into the bundle in `folder`; with `replace` in the place of one of that name.
 
-    Raises DataError as `check_name`, BundleError where the bank was made by another text encoder.
+    `read` is the file that it was made from, where it was made from one: if the bundle has another
+    one by now, that stays. Raises DataError then, and as `check_name`, BundleError where the bank
+    was made by another text encoder.
     """
     with _alone(folder) as bundle:
         check_name(bundle, name, replace=replace)
+        if read is not None and bundle.manifest.prompts.get(name) != read:
+            raise DataError(f"the bank {name!r} of {folder} was replaced meanwhile; try again")
         if not is_bound(bank, bundle.manifest):
             raise BundleError(f"the bank was made by another text encoder than that of {folder}")
         file = _write(bank, name, bundle.folder)
@@ -102,12 +108,13 @@ def _write(bank: PromptBank, name: str, folder: Path) -> str:
 def _publish(bundle: Bundle, prompts: dict[str, str]) -> None:
     """Has the manifest name these banks, and removes the files of others."""
     made = bundle.manifest
-    gone = set(made.prompts.values()) - set(prompts.values())
+    gone = {name for name in set(made.prompts.values()) - set(prompts.values()) if _is_ours(name)}
     files = {name: entry for name, entry in made.files.items() if name not in gone}
     new = set(prompts.values()) - set(files)
     files |= {name: describe(bundle.folder / name) for name in sorted(new)}
     changed = msgspec.structs.replace(made, prompts=prompts, files=files)
     manifest.write(bundle.folder, changed, bundle.raw)
+    _sync(bundle.folder)
     for name in gone:
         (bundle.folder / name).unlink(missing_ok=True)
 
@@ -121,12 +128,25 @@ def _alone(folder: Path) -> Iterator[Bundle]:
         _lock(handle, folder)
         bundle = Bundle(folder)
         for path in (bundle.folder / FOLDER).glob("*"):
-            left = path.name == _NEW or _OURS.fullmatch(path.name)
-            if left and f"{FOLDER}/{path.name}" not in bundle.manifest.files:
+            if f"{FOLDER}/{path.name}" not in bundle.manifest.files and _was_left(path):
                 path.unlink()
         yield bundle
     finally:
         os.close(handle)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a name in a manifest, which anybody may have written, is that of a bank's file."""
+    folder, _, file = name.rpartition("/")
+    return folder == FOLDER and _OURS.fullmatch(file) is not None
+
+
+def _was_left(path: Path) -> bool:
+    """Whether a file that no manifest names is what a crash left, not the user's own."""
+    ours = _OURS.fullmatch(path.name)
+    if not path.is_file() or not ours:
+        return path.name == _NEW
+    return ours[1] is None or describe(path).sha256.startswith(ours[1])
 
 
 def _lock(handle: int, folder: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .backends import Encoder
 from .bank_file import load_bank
 from .bundle import Bundle
-from .errors import BackendUnavailable, BundleError, DataError, FrameError
+from .errors import BackendUnavailable, BundleError, DataError, FrameError, MissingFile
 from .frames import Box, Color, Frame
 from .head import predictions
 from .label_sets import Entry, Labels, parse_label, parse_labels
@@ -180,15 +180,23 @@ class Classifier:
             self.bank = without_label(self.require_bank(), label)
 
     def use_prompts(self, name: str) -> None:
-        """Classifies the next frames with a prompt bank that lies in the bundle."""
-        manifest = self.bundle.manifest
-        if name not in manifest.prompts:
-            have = ", ".join(manifest.prompts) or "none"
-            raise BundleError(f"{self.bundle.folder} has no prompt bank {name!r}; it has: {have}")
-        path = self.bundle.file(manifest.prompts[name])
-        encoder = manifest.files[manifest.text_encoder].sha256
+        """Classifies the next frames with a prompt bank that lies in the bundle, also one that was
+        put there since this bundle was loaded. Raises BundleError."""
+        try:
+            bank = self._stored_bank(name)
+        except MissingFile:  # it was replaced just now
+            bank = self._stored_bank(name)
         with self._bank_lock:
-            self.bank = load_bank(path, encoder, manifest.model.embedding_dim)
+            self.bank = bank
+
+    def _stored_bank(self, name: str) -> PromptBank:
+        made, bundle = self.bundle.manifest, Bundle(self.bundle.folder)
+        if name not in bundle.manifest.prompts:
+            have = ", ".join(bundle.manifest.prompts) or "none"
+            raise BundleError(f"{bundle.folder} has no prompt bank {name!r}; it has: {have}")
+        path = bundle.file(bundle.manifest.prompts[name])
+        encoder = made.files[made.text_encoder].sha256
+        return load_bank(path, encoder, made.model.embedding_dim)
 
     def require_bank(self) -> PromptBank:
         """The prompt bank in use. Raises DataError where there is none."""

@@ -9,7 +9,7 @@ from .layout import Layout, Tree
 from .manifest import Head
 from .prediction import Prediction, scores_of
 from .prompts import PromptBank
-from .unknown import measured
+from .unknown import RULED_OUT, measured
 
 Floats = NDArray[np.float32]
 
@@ -37,18 +37,21 @@ def predictions(
     layout, count = bank.layout, len(bank.labels)
     own = cosines[:, :count]
     scores = scores_of(cosines, head)[:, :count]
-    certainty: list[float] | None = None
-    if threshold is None and fitted and fitted.measure != "score":
-        certainty = measured(fitted.measure, own, scores, head).tolist()
-    if threshold is None:
-        threshold = fitted.threshold if fitted else 0.0
-    ruled_out = _ruled_out(cosines, layout, count)
+    ruled_out = ruled_out_labels(cosines, layout, count)
     standing = own
     if ruled_out is not None:
         scores = np.where(ruled_out, np.float32(0), scores)
-        standing = np.where(ruled_out, -np.inf, own)
+        standing = np.where(ruled_out, RULED_OUT, own)
+    certainty: list[float] | None = None
+    if threshold is None and fitted and fitted.measure != "score":
+        certainty = measured(fitted.measure, standing, scores, head).tolist()
+    if threshold is None:
+        threshold = fitted.threshold if fitted else 0.0
     background = _background(cosines, standing, layout)
     groups, best = _chosen(scores, standing, layout.tree, head)
+    if ruled_out is not None:
+        alone = own.argmax(axis=1)  # nothing stands: what is closest, though it is unknown
+        best = [int(alone[n]) if ruled_out[n].all() else best[n] for n in range(len(best))]
     return [
         Prediction(
             labels=bank.labels,
@@ -68,8 +71,19 @@ def predictions(
     ]
 
 
-def _ruled_out(cosines: Floats, layout: Layout, count: int) -> NDArray[np.bool_] | None:
-    """Labels [B, N] whose negative prompt fits better; None where there are no negative prompts."""
+def standing_cosines(embeddings: Floats, bank: PromptBank) -> Floats:
+    """Cosines of unit rows [B, D] with all rows of a bank, [B, N + E]; RULED_OUT in the place of
+    labels that are."""
+    cosines = np.asarray(embeddings @ bank.rows.T, dtype=np.float32)
+    ruled_out = ruled_out_labels(cosines, bank.layout, len(bank.labels))
+    if ruled_out is not None:
+        cosines[:, : len(bank.labels)][ruled_out] = RULED_OUT
+    return cosines
+
+
+def ruled_out_labels(cosines: Floats, layout: Layout, count: int) -> NDArray[np.bool_] | None:
+    """Which of the `count` labels, bool [B, N], are ruled out by cosines [B, N + E]: those of which
+    a negative prompt fits better. None where there are no negative prompts."""
     if not layout.negated.size:
         return None
     negative = np.maximum.reduceat(cosines[:, layout.negatives], layout.starts, axis=1)
@@ -104,5 +118,9 @@ def _chosen(
         values = np.concatenate([standing, tree.of_groups(standing, np.maximum)], axis=1)
     else:
         groups = tree.of_groups(scores, np.add)
-        values = np.concatenate([np.where(standing > -np.inf, scores, -1), groups], axis=1)
+        stands = standing > RULED_OUT
+        in_groups = tree.of_groups(stands.astype(np.float32), np.maximum) > 0
+        values = np.concatenate(
+            [np.where(stands, scores, -1), np.where(in_groups, groups, -1)], axis=1
+        )
     return groups, [tree.best(row) for row in values]

@@ -183,7 +183,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
 def read_labels(given: str) -> LabelSet:
     """Labels from the command line: a file (a label a line, or JSON in any form above), or texts
     with commas between them. Raises DataError."""
-    path = Path(given).expanduser()
+    path = _path(given)
     if path.suffix not in (".txt", ".json") and not os.path.isfile(path):
         return parse_labels([name.strip() for name in given.split(",") if name.strip()])
     content = _read_text(path)
@@ -198,9 +198,9 @@ def read_labels(given: str) -> LabelSet:
 def read_templates(given: Sequence[str]) -> tuple[str, ...]:
     """Templates from the command line: texts with {}, or one file with a template a line."""
     if len(given) == 1 and "{}" not in given[0]:
-        if not os.path.isfile(Path(given[0]).expanduser()):
+        if not os.path.isfile(_path(given[0])):
             raise DataError(f"{given[0]!r} is neither a template with {{}} nor a file of templates")
-        given = _lines(_read_text(Path(given[0]).expanduser()))
+        given = _lines(_read_text(_path(given[0])))
     return check_templates(given)
 
 
@@ -265,6 +265,8 @@ def _texts(value: Any, what: str, least: int = 1) -> tuple[str, ...]:
 def _check_text(text: object) -> None:
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"a label, synonym or prompt is a text that is not empty, not {text!r}")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DataError(f"{text!r} holds half a character, which no text file can")
 
 
 def _check_depth(groups: Sequence[str]) -> None:
@@ -303,3 +305,11 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a text file: {error}") from error
+
+
+def _path(given: str) -> Path:
+    """It may be a text such as "~cat": then there is no such file."""
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:  # no such user
+        return Path(given)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .manifest import Head
 
 Measure = Literal["score", "margin", "energy", "contrast"]
+RULED_OUT = np.float32(-1.005)  # in the place of a cosine: below all of them, and rounding
 _Values = NDArray[np.float64]
 
 
@@ -25,7 +26,8 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
 def measured(
     measure: Measure, cosines: NDArray[np.float32], scores: NDArray[np.float32], head: Head
 ) -> _Values:
-    """One number a frame, float64 [...], from cosines and scores [..., N]: higher is surer.
+    """One number a frame, float64 [...], from cosines and scores [..., N]: higher is surer. Where a
+    label is ruled out its cosine is RULED_OUT.
 
     - `score`: the best label's (maximum softmax probability: Hendrycks & Gimpel 2017,
       arXiv:1610.02136).
@@ -57,7 +59,9 @@ def _energy(cosines: _Values, scores: _Values, head: Head) -> _Values:
 
 
 def _contrast(cosines: _Values, scores: _Values, head: Head) -> _Values:
-    return np.asarray(cosines.max(axis=-1) - cosines.mean(axis=-1))
+    stands = cosines > RULED_OUT
+    mean = (cosines * stands).sum(axis=-1) / np.maximum(stands.sum(axis=-1), 1)
+    return np.asarray(cosines.max(axis=-1) - mean)
 
 
 _MEASURES: Mapping[Measure, Callable[[_Values, _Values, Head], _Values]] = {

@@ -337,6 +337,30 @@ def test_what_was_fitted_to_another_measure_than_the_score() -> None:
     assert not named(bank, {"a": 0.3}, precision="int8", threshold=0.1).unknown
 
 
+@pytest.mark.parametrize(
+    "measure, threshold", [("energy", 0.3), ("contrast", 0.2), ("margin", 0.2)]
+)
+def test_what_is_ruled_out_makes_nothing_certain(measure: Any, threshold: float) -> None:
+    fitted = {"int8": Fitted(head=SOFTMAX, threshold=threshold, measure=measure)}
+    bank = bank_of({"car": {"not": ["toy car"]}, "truck": {}, "bus": {}}, fitted=fitted)
+    toy = {"car": 0.4, "toy car": 0.45, "truck": 0.12, "bus": 0.1}
+    assert named(bank, toy, precision="int8").unknown
+    real = {"car": 0.5, "toy car": 0.05, "truck": 0.12, "bus": 0.1}
+    assert not named(bank, real, precision="int8").unknown
+
+
+def test_where_nothing_stands_the_closest_label_is_told() -> None:
+    bank = bank_of({"a": {"not": ["x"]}, "b": {"not": ["x"]}})
+    found = named(bank, {"a": 0.1, "b": 0.2, "x": 0.3})
+    assert found.unknown and found.label == "b"
+
+
+def test_a_group_that_is_ruled_out_does_not_win_by_a_tie_at_0() -> None:
+    sharp = Head(logit_scale=200.0, logit_bias=0.0, activation="softmax")
+    bank = bank_of({"animal": {"labels": {"cat": {"not": ["x"]}}}, "car": {}})
+    assert named(bank, {"cat": 0.4, "x": 0.9, "car": 0.1}, sharp).label == "car"
+
+
 # A classifier with encoders that are quick
 
 

@@ -209,7 +209,7 @@ def interrupted(at: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("at", range(1, 11))
+@pytest.mark.parametrize("at", range(1, 12))
 def test_a_crash_at_any_step_leaves_a_sound_bundle(
     bundle_copy: Path, bank: PromptBank, at: int
 ) -> None:
@@ -220,7 +220,7 @@ def test_a_crash_at_any_step_leaves_a_sound_bundle(
             store_bank(bundle_copy, "default", bank, replace=True)
         except KeyboardInterrupt:
             ended = True
-    assert ended == (at < 10)  # all steps are tried
+    assert ended == (at < 11)  # all steps are tried
     classifier = Classifier(Bundle(bundle_copy), backend="onnxruntime", precision="fp32")
     classifier.use_prompts("default")
     assert classifier.classify(frame).label == "red"
@@ -325,3 +325,50 @@ def test_what_cannot_be_fitted(
     edgeclip: Edgeclip, bundle: Path, options: tuple[str, ...], message: str
 ) -> None:
     assert message in edgeclip(bundle, *options, code=2)
+
+
+def test_a_fit_that_fails_leaves_the_bank_as_it_was(
+    edgeclip: Edgeclip, bundle_copy: Path, tmp_path: Path
+) -> None:
+    frames = write_squares(tmp_path / "frames", each=4, seed=3)
+    before = Bundle(bundle_copy).manifest.prompts
+    options = ("--labels", "x,y", "--name", "default", "--force", "--fit", frames)
+    assert "labelled as the bank's labels" in edgeclip(bundle_copy, *options, code=2)
+    assert Bundle(bundle_copy).manifest.prompts == before
+    assert verify(bundle_copy) == []
+
+
+def test_a_bank_that_was_replaced_meanwhile_stays(bundle_copy: Path) -> None:
+    bundle = Bundle(bundle_copy)
+    read, old = bundle.manifest.prompts["default"], bank_of(bundle, "default")
+    classifier = Classifier(bundle, backend="onnxruntime", precision="fp32")
+    classifier.set_labels(["one", "two"])
+    store_bank(bundle_copy, "default", classifier.require_bank(), replace=True)
+    with pytest.raises(DataError, match="was replaced meanwhile"):
+        store_bank(bundle_copy, "default", old, replace=True, read=read)
+    assert bank_of(Bundle(bundle_copy), "default").labels == ("one", "two")
+    classifier.use_prompts("default")  # of a service that runs on
+    assert classifier.labels == ("one", "two")
+
+
+@pytest.mark.parametrize("place", ["../victim.safetensors", "image.fp32.onnx", "absolute"])
+def test_a_strangers_manifest_deletes_nothing(bundle_copy: Path, place: str) -> None:
+    victim = bundle_copy.parent / "victim.safetensors"
+    victim.write_text("mine")
+    name = str(victim) if place == "absolute" else place
+    made, raw = manifest.read(bundle_copy)
+    raw["prompts"]["x"] = name
+    raw["files"].setdefault(name, {"bytes": 4, "sha256": "0" * 64})
+    (bundle_copy / "manifest.json").write_text(json.dumps(raw))
+    remove_bank(bundle_copy, "x")
+    assert victim.read_text() == "mine" and (bundle_copy / "image.fp32.onnx").exists()
+    assert "x" not in Bundle(bundle_copy).manifest.prompts
+    assert "image.fp32.onnx" in Bundle(bundle_copy).manifest.files
+
+
+def test_the_users_own_files_beside_the_banks_stay(bundle_copy: Path) -> None:
+    own = bundle_copy / "prompts" / "my-backup.deadbeef.safetensors"
+    own.write_text("mine")
+    (bundle_copy / "prompts" / "folder.deadbeef.safetensors").mkdir()
+    remove_bank(bundle_copy, "default")
+    assert own.read_text() == "mine"
