@@ -31,8 +31,8 @@ from calibration.sampling import sample
 from calibration.sensitivity import encoder
 from runtime.classifier import Classifier
 from runtime.errors import DataError
-from runtime.label_sets import Labels
 from runtime.head import standing_cosines
+from runtime.label_sets import Labels
 from runtime.manifest import Head, Precision
 from runtime.prompts import PromptBank, build_bank
 
