@@ -18,6 +18,7 @@ from runtime.bench_cli import bench
 from runtime.cli import Force, classify
 from runtime.doctor import doctor
 from runtime.errors import EdgeClipError
+from runtime.stream_cli import stream
 from training.cli import train
 from training.eval_cli import evaluate
 
@@ -34,7 +35,7 @@ EXTRAS = {
     "torch": "train", "torchvision": "train", "open_clip": "train", "lightning_fabric": "train",
     "timm": "train", "sklearn": "train", "onnx": "export", "onnxscript": "export",
     "lmdb": "train", "webdataset": "train", "braceexpand": "train", "tensorboard": "train",
-    "onnxruntime": "cpu", "cv2": "cpu", "matplotlib": "calibration",
+    "onnxruntime": "cpu", "cv2": "cpu", "matplotlib": "calibration", "paho": "mqtt",
 }  # fmt: skip
 
 
@@ -69,6 +70,9 @@ app.command(epilog="Example: edgeclip build bundle/ --precision int8 --max-batch
 app.command(
     epilog="Example: edgeclip classify bundle/ photos/ clip.mp4 --labels 'a cat,a dog' --json"
 )(classify)
+app.command(
+    epilog="Example: edgeclip stream bundle/ --source 0 --labels 'a cat,a dog' --save out.mp4"
+)(stream)
 app.command(epilog="Example: edgeclip prompts bundle/ --labels birds.json --name birds")(prompts)
 app.command(epilog="Example: edgeclip bench bundle/ --backend all --precision all")(bench)
 

@@ -20,6 +20,7 @@ from .errors import (
     UnsupportedFormat,
 )
 from .prediction import Prediction
+from .stream import Seen, Stream
 
 __all__ = [
     "BackendUnavailable",
@@ -32,6 +33,8 @@ __all__ = [
     "GateFailed",
     "MissingFile",
     "Prediction",
+    "Seen",
+    "Stream",
     "UnsupportedFormat",
     "classify",
     "load",

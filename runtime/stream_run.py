@@ -1,0 +1,154 @@
+"""Runs a watched stream until it ends or is ended, and says what happened."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError
+from .folders import check_target
+from .history import History
+from .stream import Stream
+from .stream_stats import SourceStats
+from .timeline_chart import draw_timeline
+from .video_out import check_file, check_video
+from .watch import Watch
+
+if TYPE_CHECKING:
+    from .classifier import Classifier
+    from .grabbed import State
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a stream went: what became of each source's frames, and why it ended."""
+
+    stats: list[SourceStats]
+    why: str
+
+
+def run(
+    classifier: "Classifier",
+    sources: Sequence[str],
+    watch: Watch,
+    *,
+    fps: float | None = None,
+    realtime: bool = False,
+    skip_still: bool = False,
+    seconds: float | None = None,
+) -> Done:
+    """Has `watch` see the sources until all have ended, for at most `seconds`, or until SIGINT or
+    SIGTERM; then what goes on is ended, and what is written put in its place.
+
+    A second signal does what it does elsewhere. Raises as `runtime.Stream` does.
+    """
+
+    def told(source: str, state: "State", reason: str) -> None:
+        watch.state(source, state, reason)
+        _print_state(source, state, reason)
+
+    try:
+        with Stream(
+            classifier, list(sources), fps=fps, realtime=realtime, skip_still=skip_still,
+            on_state=told,
+        ) as stream, _ending(stream, seconds) as reasons:  # fmt: skip
+            for seen in stream:
+                watch.see(seen)
+            stats = stream.stats()
+    except BrokenPipeError:  # whoever read the lines has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reasons, stats = ["nobody reads its output any more"], stream.stats()
+    finally:
+        watch.close()
+    return Done(stats, reasons[0] if reasons else "all sources have ended")
+
+
+@contextmanager
+def _ending(stream: Stream, seconds: float | None) -> Iterator[list[str]]:
+    """While it lasts, signals and the time limit stop the stream; yields the list of why."""
+    reasons: list[str] = []
+
+    def stop(why: str) -> None:
+        reasons.append(why)
+        stream.stop()
+
+    before: dict[int, Any] = {}
+
+    def signalled(number: int, frame: object) -> None:
+        signal.signal(number, before[number])
+        stop("interrupted" if number == signal.SIGINT else "asked to end by SIGTERM")
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[int(number)] = signal.signal(number, signalled)
+    timer = threading.Timer(seconds, stop, [f"after {seconds:g} s"]) if seconds else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield reasons
+    finally:
+        if timer:
+            timer.cancel()
+        for restored, handler in before.items():
+            signal.signal(restored, handler)
+
+
+def _print_state(source: str, state: "State", reason: str) -> None:
+    if state != "closed":
+        why = f": {reason}" if reason else ""
+        print(f"edgeclip: {source}: {state}{why}", file=sys.stderr, flush=True)
+
+
+def check_outputs(save: Path | None, timeline: Path | None, several: bool, force: bool) -> None:
+    """What could not be written at the end is said at the beginning. Raises DataError."""
+    if save is not None and save.suffix:
+        check_video(save, force or several)
+    elif save is not None and not several:
+        check_target(save, "000001.jpg", overwrite=False)
+    if timeline is not None:
+        if timeline.suffix.lower() != ".png":
+            raise DataError(f"--timeline {timeline} is drawn as PNG: name a file that ends in .png")
+        check_file(timeline, force)
+
+
+def write_timeline(
+    path: Path, history: History, labels: Sequence[str], stats: Sequence[SourceStats], force: bool
+) -> None:
+    """Draws the labels over time into a PNG file, written beside and renamed."""
+    notes = {
+        s.source: f"{s.seen} frames, {s.dropped} dropped, {s.skipped} skipped, "
+        f"p50 {s.p50_ms:.0f} ms, p99 {s.p99_ms:.0f} ms"
+        for s in stats
+    }
+    path = check_file(path, force)
+    beside = path.with_name(f".new-{path.name}")
+    draw_timeline(history, labels, notes).save(beside, "PNG")
+    beside.replace(path)
+
+
+def print_summary(done: Done, mqtt: Any = None) -> None:
+    """Prints why the stream ended, and a table of what became of each source's frames."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("", *(escape(s.source) for s in done.stats), box=None, pad_edge=False)
+    for name in ("state", "seen", "classified", "skipped", "dropped", "thinned", "broken",
+                 "reconnects"):  # fmt: skip
+        table.add_row(name, *(str(getattr(s, name)) for s in done.stats))
+    table.add_row("frames/s", *(f"{s.fps:.1f}" for s in done.stats))
+    for name in ("p50_ms", "p90_ms", "p99_ms"):
+        shown = (f"{getattr(s, name):.1f}" for s in done.stats)
+        table.add_row(f"age {name.replace('_', ' ')}", *shown)
+    console = Console(stderr=True, highlight=False)
+    console.print(f"edgeclip: the stream ended: {escape(done.why)}")
+    console.print(table)
+    if mqtt is not None:
+        said = f"; {mqtt.problem}" if mqtt.problem else ""
+        console.print(escape(f"{mqtt}: {mqtt.dropped} messages dropped{said}"))

@@ -1,0 +1,180 @@
+"""Writes frames as a video file, or as a folder of pictures."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .errors import BackendUnavailable, DataError
+from .folders import check_target
+from .frames import Frame
+from .opencv import opencv
+
+CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
+LONGEST = 10.0  # seconds without a frame; a longer pause is cut to this
+MEASURED = 6  # frames, by which the speed of a video is found
+
+
+class VideoOut:
+    """A video file that shows each frame for as long as it was the newest.
+
+    Frames may come at uneven times: they are repeated or left out so that the video runs at `fps`;
+    None: as fast as its first frames came. It is written beside its place, which it takes in
+    `close`; `discard` leaves nothing.
+    """
+
+    def __init__(self, path: str | Path, fps: float | None = None, overwrite: bool = False) -> None:
+        self.path = check_video(path, overwrite)
+        self._fps, self._overwrite = fps or 0.0, overwrite
+        handle, name = tempfile.mkstemp(
+            prefix=".new-", suffix=self.path.suffix.lower(), dir=self.path.parent
+        )
+        os.close(handle)
+        self._beside = Path(name)
+        self._writer: Any = None
+        self._size = 0, 0
+        self._next = 0.0
+        self._first: list[tuple[Frame, float]] = []
+        self._last: tuple[Frame, float] | None = None
+
+    def write(self, frame: Frame, time: float) -> None:
+        """Adds a frame, uint8 BGR [H, W, 3], that was taken at `time` in seconds. One of another
+        size than the first is fitted into its size."""
+        if self._last is None:
+            self._first.append((frame, time))
+            if self._fps or len(self._first) == MEASURED:
+                self._begin()
+        else:
+            self._add(frame, time)
+
+    def close(self) -> Path | None:
+        """Ends the video and puts it in its place; returns that, or None where no frame came."""
+        if self._first:
+            self._begin()
+        if self._last is None:
+            self.discard()
+            return None
+        frame, time = self._last
+        self._repeat_until(frame, max(self._next, time) + 0.5 / self._fps)
+        self._writer.release()
+        check_video(self.path, self._overwrite)
+        self._beside.chmod(0o644)
+        self._beside.replace(self.path)
+        return self.path
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        if self._writer is not None:
+            self._writer.release()
+        with contextlib.suppress(FileNotFoundError):
+            self._beside.unlink()
+
+    def _begin(self) -> None:
+        """Opens the video, and writes the frames that waited until its speed was known."""
+        times = [time for _, time in self._first]
+        apart = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+        self._fps = self._fps or (min(60.0, max(1.0, 1 / apart)) if apart > 0 else 25.0)
+        self._open(self._first[0][0])
+        self._next = times[0]
+        for frame, time in self._first:
+            self._add(frame, time)
+        self._first = []
+
+    def _add(self, frame: Frame, time: float) -> None:
+        if self._last is not None:
+            self._repeat_until(self._last[0], time)
+        self._last = self._fitted(frame), time
+
+    def _repeat_until(self, frame: Frame, time: float) -> None:
+        """Writes a frame for each moment of the video before `time`."""
+        self._next = max(self._next, time - LONGEST)
+        while self._next < time - 1e-6:
+            self._writer.write(frame)
+            self._next += 1 / self._fps
+
+    def _open(self, frame: Frame) -> None:
+        cv2 = opencv()
+        height, width = frame.shape[:2]
+        self._size = width - width % 2, height - height % 2  # what codecs want
+        codec = CODECS[self.path.suffix.lower()]
+        code = cv2.VideoWriter_fourcc(*codec)
+        self._writer = cv2.VideoWriter(str(self._beside), code, self._fps, self._size)
+        if not self._writer.isOpened():
+            raise BackendUnavailable(
+                f"OpenCV cannot write {self.path.name} here (codec {codec}): name a file that ends "
+                f"in {', '.join(CODECS)}, or a folder for pictures"
+            )
+
+    def _fitted(self, frame: Frame) -> Frame:
+        width, height = self._size
+        if frame.shape[:2] == (height, width):
+            return frame
+        if frame.shape[0] - height in (0, 1) and frame.shape[1] - width in (0, 1):
+            return np.ascontiguousarray(frame[:height, :width])
+        scale = min(width / frame.shape[1], height / frame.shape[0])
+        size = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
+        whole = np.zeros((height, width, 3), dtype=np.uint8)
+        left, top = (width - size[0]) // 2, (height - size[1]) // 2
+        part = whole[top : top + size[1], left : left + size[0]]
+        part[...] = opencv().resize(frame, size, interpolation=opencv().INTER_AREA)
+        return whole
+
+
+class PicturesOut:
+    """A folder of JPEG pictures, named by number; it may be there, but then is empty."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = check_target(folder, "000001.jpg", overwrite=False)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._count = 0
+
+    def write(self, frame: Frame, time: float) -> None:
+        """Adds a frame, uint8 BGR [H, W, 3]."""
+        self._count += 1
+        place = self.path / f"{self._count:06d}.jpg"
+        beside = place.with_name(f".new-{place.name}")
+        Image.fromarray(np.ascontiguousarray(frame[..., ::-1])).save(beside, "JPEG", quality=90)
+        beside.replace(place)
+
+    def close(self) -> Path | None:
+        """Returns the folder, or None where no frame came."""
+        return self.path if self._count else None
+
+    def discard(self) -> None:
+        """Pictures are whole as they are: they stay."""
+
+
+def open_out(path: str | Path, overwrite: bool = False) -> VideoOut | PicturesOut:
+    """A video where the name ends as one of `CODECS`, a folder of pictures where it has no ending.
+    Raises DataError, and BackendUnavailable without OpenCV."""
+    if Path(path).suffix:
+        return VideoOut(path, overwrite=overwrite)
+    return PicturesOut(path)
+
+
+def check_video(path: str | Path, overwrite: bool) -> Path:
+    """Returns where a video can be written. Raises DataError and BackendUnavailable."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in CODECS:
+        raise DataError(f"{path} is no video that is written; name one of {', '.join(CODECS)}")
+    if isinstance(opencv(), ImportError):
+        raise BackendUnavailable(
+            "videos need OpenCV: pip install 'edgeclip[cpu]' (on a Jetson use the system's OpenCV)"
+        )
+    return check_file(path, overwrite)
+
+
+def check_file(path: str | Path, overwrite: bool) -> Path:
+    """Returns `path` where a file may be written there. Raises DataError."""
+    path = Path(path).expanduser()
+    if not path.parent.is_dir():
+        raise DataError(f"there is no folder {path.parent} to write {path.name} into")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file")
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists already; name another file, or replace it with --force")
+    return path
