@@ -42,7 +42,20 @@ def edgeclip(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "train", "eval", "export", "classify", "verify", "doctor"]
+    "command",
+    [
+        "demo",
+        "train",
+        "eval",
+        "export",
+        "prompts",
+        "build",
+        "classify",
+        "stream",
+        "bench",
+        "verify",
+        "doctor",
+    ],
 )
 def test_every_command_is_listed_and_has_an_example(edgeclip: Edgeclip, command: str) -> None:
     assert command in edgeclip("--help").stdout
