@@ -50,10 +50,12 @@ class Timed(msgspec.Struct, frozen=True):
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """What was timed, the fastest first, and why the others were not, by name."""
+    """What was timed, the fastest first, and why the others were not; of these by name the ones
+    that there was too little memory for."""
 
     timed: tuple[Timed, ...]
     left_out: tuple[str, ...] = ()
+    too_large: tuple[str, ...] = ()
 
 
 def choose(
@@ -68,24 +70,40 @@ def choose(
     `frame` is uint8 [1, H, W, 3]. Before anything is measured `check` raises what is wrong with the
     bundle. `opened` opens a candidate; where it raises BackendUnavailable or UnsupportedFormat the
     candidate is left out. Raises the first of these where none is left.
+
+    Remembered is only what holds the next time: not where a backend failed, and not for longer than
+    memory is short.
     """
     hashes = {str(candidate): file.sha256 for candidate, file in files.items()}
     key = {"format": 1, "files": hashes, "threads": threads, **this_machine()}
-    known = recall(KIND, key, Choice)
-    if known and known.timed and {one.candidate for one in known.timed} <= set(files):
+    skipped, known = _too_large(files), recall(KIND, key, Choice)
+    if known and _still_holds(known, files, skipped):
         return known, f"measured before; remembered in {place(KIND, key)}"
     check()
-    choice = _measured(files, frame, opened)
+    choice, failed = _measured(files, skipped, frame, opened)
+    if any(isinstance(error, BackendUnavailable) for error in failed):
+        return choice, "measured now; not remembered: what failed may work the next time"
     return choice, f"measured now; {remember(KIND, key, choice)}"
 
 
+def _still_holds(
+    known: Choice, files: Mapping[Candidate, FileEntry], skipped: Mapping[Candidate, str]
+) -> bool:
+    """Whether it is of these candidates, and what had no room then has none now."""
+    of_these = {one.candidate for one in known.timed} <= set(files)
+    return bool(known.timed) and of_these and set(known.too_large) <= {*map(str, skipped)}
+
+
 def _measured(
-    files: Mapping[Candidate, FileEntry], frame: Frame, opened: Callable[[Candidate], Encoder]
-) -> Choice:
-    """Opens, times and closes one candidate after the other: memory holds one at a time."""
+    files: Mapping[Candidate, FileEntry],
+    skipped: Mapping[Candidate, str],
+    frame: Frame,
+    opened: Callable[[Candidate], Encoder],
+) -> tuple[Choice, list[Exception]]:
+    """Opens, times and closes one candidate after the other: memory holds one at a time. Returns
+    also what those raised that failed."""
     timed: list[Timed] = []
     failed: dict[Candidate, Exception] = {}
-    skipped = _too_large(files)
     for candidate in files:
         if candidate in skipped:
             continue
@@ -99,7 +117,9 @@ def _measured(
     if not timed:
         raise next(iter(failed.values()))
     left_out = [f"{name} was left out: {why}" for name, why in {**failed, **skipped}.items()]
-    return Choice(tuple(sorted(timed, key=lambda one: one.ms)), tuple(left_out))
+    fastest_first = tuple(sorted(timed, key=lambda one: one.ms))
+    choice = Choice(fastest_first, tuple(left_out), tuple(map(str, skipped)))
+    return choice, list(failed.values())
 
 
 def _milliseconds(encoder: Encoder, frame: Frame, seconds: float, best: float) -> float:

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from .backends import Encoder
 from .bank_file import load_bank
 from .bundle import Bundle
-from .errors import BackendUnavailable, BundleError, DataError, FrameError, MissingFile
+from .errors import (
+    BackendUnavailable,
+    BundleError,
+    DataError,
+    FrameError,
+    MissingFile,
+    UnsupportedFormat,
+)
 from .frames import Box, Color, Frame
 from .head import predictions
 from .label_sets import Entry, Labels, parse_label, parse_labels
@@ -242,11 +249,11 @@ class Classifier:
 
     def _open_text(self) -> Encoder:
         """The text encoder on the backend of the image encoder; where that was found by `auto` and
-        has none, on ONNX Runtime."""
+        has none, or does not load it, on ONNX Runtime."""
         asked = self.bundle, self.backend, self.text_precision, self.threads
         try:
             return open_text(*asked)
-        except BackendUnavailable as error:
+        except (BackendUnavailable, UnsupportedFormat) as error:
             if not self._auto or self.backend == "onnxruntime":
                 raise
             encoder = open_text(self.bundle, "onnxruntime", self.text_precision, self.threads)

@@ -28,13 +28,17 @@ def open_image_on_cpu(bundle: Bundle, backend: str, precision: str, threads: int
     a bundle is first loaded here, and remembered. Raises BackendUnavailable and BundleError."""
     levels = sorted(precisions(bundle, precision), key=_rank)
     every = [Candidate(name, level) for level in levels for name in _backends(backend)]
-    candidates = [one for one in every if one not in _FOR_GPUS] or every
-    if len(candidates) > 1:
-        opened = _fastest(bundle, candidates, threads)
-    else:
-        opened = _open(bundle, candidates[0], threads)
+    likely = [one for one in every if one not in _FOR_GPUS] or every
+    others = [one for one in every if one not in likely]
+    try:
+        opened = _best(bundle, likely, threads)
+        left_out = [f"{one} was left out: it is for GPUs" for one in others]
+    except (BackendUnavailable, UnsupportedFormat) as error:
+        if not others:
+            raise
+        opened = _best(bundle, others, threads)
+        left_out = [f"{', '.join(map(str, likely))} was left out: {error}"]
     trim_memory()
-    left_out = [f"{one} was left out: it is for GPUs" for one in every if one not in candidates]
     return replace(opened, notes=(*opened.notes, *left_out))
 
 
@@ -71,12 +75,19 @@ def precisions(bundle: Bundle, precision: str) -> list[str]:
 
 def require(backend: str, extra: str = "") -> None:
     """Raises BackendUnavailable, naming the extra, where a backend's library is not installed."""
-    if find_spec(backend) is None:
+    if not _is_installed(backend):
         raise BackendUnavailable(
             f"{_TITLES[backend]} is not installed: pip install "
             f"'edgeclip[{extra or _EXTRAS[backend]}]', or use another backend; "
             "edgeclip doctor says which will work here"
         )
+
+
+def _is_installed(library: str) -> bool:
+    """Whether there is a package of this name; a mere folder, which Python takes for one too, has
+    no origin."""
+    spec = find_spec(library)
+    return spec is not None and spec.origin is not None
 
 
 def _rank(precision: str) -> tuple[int, str]:
@@ -88,12 +99,19 @@ def _rank(precision: str) -> tuple[int, str]:
 def _backends(backend: str) -> Sequence[str]:
     """The one that is named, or for "auto" all that are installed. Raises BackendUnavailable."""
     if backend == "auto":
-        installed = [name for name in _BACKENDS if find_spec(name) is not None]
+        installed = [name for name in _BACKENDS if _is_installed(name)]
         if installed:
             return installed
         backend = "onnxruntime"
     require(backend)
     return [backend]
+
+
+def _best(bundle: Bundle, candidates: Sequence[Candidate], threads: int | None) -> Opened:
+    """The only one, or the fastest."""
+    if len(candidates) == 1:
+        return _open(bundle, candidates[0], threads)
+    return _fastest(bundle, candidates, threads)
 
 
 def _fastest(bundle: Bundle, candidates: Sequence[Candidate], threads: int | None) -> Opened:

@@ -11,6 +11,7 @@ WAIT = 2.0  # seconds for another process to be done
 _AT_ONCE = 500  # rows in one question: SQLite takes 999 variables, and room is made in between
 _PAGE = 16384  # bytes: of rows of 2 KiB, SQLite's own pages of 4 KiB would hold one each
 _TABLE = "CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, used INTEGER, row BLOB)"
+_SOUND = "typeof(row) = 'blob' AND typeof(used) = 'integer'"
 
 
 class RowFile:
@@ -24,7 +25,8 @@ class RowFile:
         self.path = path
 
     def read(self, keys: Sequence[bytes]) -> dict[bytes, tuple[bytes, int]]:
-        """The rows of these keys, as far as there are any, and when they were used (seconds)."""
+        """The rows of these keys, as far as there are any, and when they were used (seconds). What
+        is of another type than `write` writes counts as missing: SQLite holds columns to none."""
         found: dict[bytes, tuple[bytes, int]] = {}
         if not keys or not self.path.exists():
             return found
@@ -32,7 +34,7 @@ class RowFile:
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
-                asked = f"SELECT key, row, used FROM rows WHERE key IN ({marks})"
+                asked = f"SELECT key, row, used FROM rows WHERE key IN ({marks}) AND {_SOUND}"
                 found |= {key: (row, used) for key, row, used in file.execute(asked, some)}
         return found
 

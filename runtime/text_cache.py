@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cache_folder import cache_folder
+from .errors import DataError
 from .manifest import Manifest
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 NAME = "texts-1.sqlite"  # another number for another table
 IN_MEMORY = 16 << 20  # bytes
+TOKENIZER = 1  # the version of tokenizer.py: another number where it gives texts other tokens
 DAY = 24 * 3600  # seconds; that a row was used is written once a day, to spare flash memory
 
 _HOMELESS = (
@@ -61,7 +63,11 @@ class TextCache:
         embed_anew: Callable[[Sequence[str]], Rows],
     ) -> Rows:
         """The unit rows of texts, float32 [N, D]. Those that are not known are made by
-        `embed_anew`, each distinct text once, and kept. `made_by` is `maker_of` the bundle."""
+        `embed_anew`, each distinct text once, and kept. `made_by` is `maker_of` the bundle. Raises
+        DataError for what is no text."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise DataError(f"texts are embedded, not {text!r}")
         keys = [hashlib.sha256(made_by + _bytes_of(text)).digest() for text in texts]
         found = self._remembered(keys)
         from_file = self._read([key for key in dict.fromkeys(keys) if key not in found], dim)
@@ -131,9 +137,12 @@ class TextCache:
         return RowFile(self.path)
 
     def _explain(self, error: Exception) -> None:
+        mend = "delete it, or name another folder by EDGECLIP_CACHE"
+        if "locked" in str(error):  # SQLite's codes are to be had from Python 3.11 only
+            mend = "another process holds it: it is asked again at the next start"
         self.problem = (
             f"text embeddings are not kept for the next start: {self.path} cannot be used "
-            f"({error}); delete it, or name another folder by EDGECLIP_CACHE"
+            f"({error}); {mend}"
         )
 
 
@@ -147,11 +156,11 @@ def machine_cache() -> TextCache:
 
 def maker_of(manifest: Manifest, text_file: str, backend: str) -> bytes:
     """The hash of what turns a text into its embedding: the text encoder's file of this name, the
-    backend, the tokenizer's file, and the manifest's `text` but for its templates, which are in the
-    texts."""
+    backend, the tokenizer's file and code, and the manifest's `text` but for its templates, which
+    are in the texts."""
     spec = msgspec.structs.replace(manifest.text, templates=("{}",))
     files = [manifest.files[name].sha256 for name in (text_file, manifest.tokenizer)]
-    return hashlib.sha256(msgspec.json.encode([*files, backend, spec])).digest()
+    return hashlib.sha256(msgspec.json.encode([*files, backend, TOKENIZER, spec])).digest()
 
 
 @cache

@@ -11,15 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import image_border
-from .bank_file import load_bank
+from .bank_file import read_bank
 from .bundle import Bundle
 from .golden import load_golden
 from .remembered import recall, remember, this_machine
 from .vino import VinoEncoder, computes_bf16
 
 KIND = "openvino-bf16"
-MIN_COSINE = 0.99  # the limits by which an export judges, and a build its engines
-MOST_FLIPS = 1
+MIN_COSINE = 0.999  # with no label changed: at 0.997 a MobileNet changed 4 % of photos' labels
 
 
 class Deviation(msgspec.Struct, frozen=True):
@@ -32,7 +31,7 @@ class Deviation(msgspec.Struct, frozen=True):
 
     @property
     def small(self) -> bool:
-        return self.cosine_p1 >= MIN_COSINE and self.flips <= MOST_FLIPS
+        return self.cosine_p1 >= MIN_COSINE and self.flips == 0
 
     def __str__(self) -> str:
         return (
@@ -79,12 +78,12 @@ def deviation(encoder: VinoEncoder, bundle: Bundle) -> Deviation:
 
 
 def _bank(bundle: Bundle) -> NDArray[np.float32] | None:
+    """The default labels' rows; None where there are none of this text encoder."""
     made = bundle.manifest
     if "default" not in made.prompts:
         return None
-    encoder = made.files[made.text_encoder].sha256
-    path = bundle.file(made.prompts["default"])
-    return load_bank(path, encoder, made.model.embedding_dim).embeddings
+    bank = read_bank(bundle.file(made.prompts["default"]), made.model.embedding_dim)
+    return bank.embeddings if bank.text_encoder == made.files[made.text_encoder].sha256 else None
 
 
 def _files(bundle: Bundle, precision: str) -> dict[str, Any]:

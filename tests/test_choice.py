@@ -140,6 +140,26 @@ def test_what_cannot_be_opened_is_named(stage: Callable[..., Stage]) -> None:
         shown.choose(threads=2)
 
 
+def test_what_failed_is_tried_again_the_next_time(stage: Callable[..., Stage]) -> None:
+    shown = stage({SLOW: 0.03, FAST: 0.01}, {FAST: BackendUnavailable("failed on a batch")})
+    assert "not remembered: what failed may work" in shown.choose()[1] and not kept()
+    shown.fails = {FAST: UnsupportedFormat("no such operator")}  # it never will
+    shown.choose()
+    assert len(kept()) == 1 and shown.choose()[1].startswith("measured before")
+
+
+def test_what_did_not_fit_is_tried_when_there_is_room(
+    stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = stage({SLOW: 0.03, FAST: 0.01})
+    for free, how, taken in ((350, "now", SLOW), (340, "before", SLOW), (999, "now", FAST)):
+        monkeypatch.setattr(module, "free_memory", lambda free=free: free << 20)
+        choice, said = shown.choose(bytes=100 << 20)
+        assert said.startswith(f"measured {how}") and choice.timed[0].candidate == taken
+    monkeypatch.setattr(module, "free_memory", lambda: 350 << 20)
+    assert shown.choose(bytes=100 << 20)[1].startswith("measured before")
+
+
 def test_what_may_not_fit_into_memory_is_not_tried(
     stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +294,39 @@ def test_int8_fp16_is_taken_where_it_is_all_there_is(
     only = {name: e for name, e in opened.manifest.precisions.items() if name == "int8_fp16"}
     monkeypatch.setattr("runtime.on_cpu.precisions", lambda *_: list(only))
     assert open_image_on_cpu(opened, "onnxruntime", "auto", None).precision == "int8_fp16"
+
+
+def test_what_is_for_gpus_is_the_last_resort(
+    every_precision: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    assert runtime.load(every_precision, precision="fp16").backend == "openvino"
+    monkeypatch.setitem(sys.modules, "runtime.vino_bf16", None)
+    classifier = runtime.load(every_precision, precision="fp16")
+    assert (classifier.backend, classifier.precision) == ("onnxruntime", "fp16")
+    assert "fp16 on openvino was left out: OpenVINO is installed, but" in classifier.notes[0]
+    with pytest.raises(BackendUnavailable):
+        runtime.load(every_precision, backend="openvino", precision="fp16")
+
+
+def test_a_text_encoder_that_openvino_does_not_load(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vino = pytest.importorskip("runtime.vino")
+    check = vino.VinoEncoder._check
+
+    def refuse(self: Any, model: Any) -> None:
+        if self._border.name == "tokens":
+            raise UnsupportedFormat("text.fp32.onnx does not load in OpenVINO: no such operator")
+        check(self, model)
+
+    monkeypatch.setattr(vino.VinoEncoder, "_check", refuse)
+    monkeypatch.setattr("runtime.on_cpu._BACKENDS", ("openvino",))
+    classifier = runtime.load(bundle, labels=["red", "blue"])
+    assert classifier.backend == "openvino" and classifier.labels == ("red", "blue")
+    assert "text encoder runs on onnxruntime: text.fp32.onnx does not load" in classifier.notes[-1]
+    with pytest.raises(UnsupportedFormat, match="no such operator"):
+        runtime.load(bundle, backend="openvino").embed_text(["a new text"])
 
 
 def test_without_openvino(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -691,7 +691,49 @@ def test_what_is_no_unit_row_is_embedded_anew(folder: Path, damaged: bytes) -> N
     assert third._text is None  # it was mended
 
 
-def test_a_row_is_of_one_encoder_and_tokenizer(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("used", "row"),
+    [(None, b""), ("today", b""), (1, None), (1, 5), (1, "a" * 4 * DIM)],
+    ids=["no time", "time as text", "no row", "a number", "text"],
+)
+def test_what_is_of_another_type_is_embedded_anew(folder: Path, used: Any, row: Any) -> None:
+    first = loaded(folder)
+    first.set_labels(["a", "b"])
+    content = unit("a").tobytes() if row == b"" else row
+    with sqlite3.connect(str(machine_cache().path)) as file:
+        file.execute("UPDATE rows SET used = ?, row = ?", (used, content))
+    file.close()
+    second = loaded(folder)
+    second.set_labels(["a", "b"])
+    np.testing.assert_array_equal(second.require_bank().rows, first.require_bank().rows)
+    assert counted(second).texts == 2 and second.notes == ()
+
+
+def test_a_file_that_another_process_holds_is_not_to_be_deleted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded(folder).set_labels(["a", "b"])
+    monkeypatch.setattr(row_file, "WAIT", 0.01)
+    file = sqlite3.connect(str(machine_cache().path))
+    try:
+        file.execute("BEGIN EXCLUSIVE")
+        classifier = loaded(folder)
+        classifier.set_labels(["a", "b"])
+    finally:
+        file.close()
+    (note,) = classifier.notes
+    assert "locked" in note and "another process holds it" in note and "delete" not in note
+
+
+def test_what_is_no_text_is_not_embedded(folder: Path) -> None:
+    texts: Any = ["a", 5]
+    with pytest.raises(DataError, match="texts are embedded, not 5"):
+        loaded(folder).embed_text(texts)
+
+
+def test_a_row_is_of_one_encoder_and_tokenizer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = Bundle(folder).manifest
     others = [
         made,
@@ -705,7 +747,10 @@ def test_a_row_is_of_one_encoder_and_tokenizer(folder: Path) -> None:
     assert maker_of(made, "text", "tensorrt") != maker_of(made, "text", "onnxruntime")
     templates = msgspec.structs.replace(made.text, templates=("an {}",))
     same = msgspec.structs.replace(made, text=templates)
-    assert maker_of(same, "text", "tensorrt") == maker_of(made, "text", "tensorrt")
+    before = maker_of(made, "text", "tensorrt")
+    assert maker_of(same, "text", "tensorrt") == before
+    monkeypatch.setattr(text_cache, "TOKENIZER", text_cache.TOKENIZER + 1)
+    assert maker_of(made, "text", "tensorrt") != before
 
 
 def test_what_was_not_used_for_longest_makes_room(
