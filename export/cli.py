@@ -102,9 +102,9 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows "?" for it
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    for output in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows "?" for it
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="replace")
     warnings.filterwarnings("ignore", module="PIL")  # notes on odd pictures that it does read
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that nothing is left
     try:
