@@ -78,7 +78,7 @@ def share(classifier: Classifier, seconds: float) -> None:
     while time.monotonic() < end:
         classifier.set_labels(SETS[changes % len(SETS)])
         changes += 1
-        time.sleep(1 / CHANGES)
+        time.sleep(max(0.0, end - seconds + changes / CHANGES - time.monotonic()))
     for thread in threads:
         thread.join(timeout=30)
     stuck = sum(thread.is_alive() for thread in threads)
