@@ -36,6 +36,8 @@ def open_image_on_cpu(bundle: Bundle, backend: str, precision: str, threads: int
     except (BackendUnavailable, UnsupportedFormat) as error:
         if not others:
             raise
+        for one in likely:  # a bundle that is damaged is refused
+            bundle.file(bundle.manifest.precisions[one.precision].image)
         opened = _best(bundle, others, threads)
         left_out = [f"{', '.join(map(str, likely))} was left out: {error}"]
     trim_memory()
