@@ -1,7 +1,7 @@
 """What the tests share: small real data, and a bundle trained and exported from it once.
 
 Nothing but the runtime is imported before it is needed: the runtime's own tests also run where
-torch is not, on a bundle that $EDGECLIP_TEST_BUNDLE names (`make test-runtime`).
+torch is not, on a bundle that $EDGECLIP_TEST_BUNDLE names (see test_packaging.py).
 """
 
 import io
