@@ -135,9 +135,12 @@ class Classifier:
         return dict(timed(self._pixels([frame], color))) if timed else {}
 
     def embed_text(self, texts: Sequence[str]) -> Embeddings:
-        """The unit embeddings of texts, float32 [N, D]."""
+        """The unit embeddings of texts, float32 [N, D]. Raises DataError for what is no text."""
         if isinstance(texts, str):
             raise DataError(f"embed_text takes a list of texts, not the one text {texts!r}")
+        for text in texts:
+            if not isinstance(text, str):
+                raise DataError(f"texts are embedded, not {text!r}")
         if self.text_cache is None:
             return self._embed_text(texts)
         made = self.bundle.manifest

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cache_folder import cache_folder
-from .errors import DataError
 from .manifest import Manifest
 
 if TYPE_CHECKING:
@@ -63,11 +62,7 @@ class TextCache:
         embed_anew: Callable[[Sequence[str]], Rows],
     ) -> Rows:
         """The unit rows of texts, float32 [N, D]. Those that are not known are made by
-        `embed_anew`, each distinct text once, and kept. `made_by` is `maker_of` the bundle. Raises
-        DataError for what is no text."""
-        for text in texts:
-            if not isinstance(text, str):
-                raise DataError(f"texts are embedded, not {text!r}")
+        `embed_anew`, each distinct text once, and kept. `made_by` is `maker_of` the bundle."""
         keys = [hashlib.sha256(made_by + _bytes_of(text)).digest() for text in texts]
         found = self._remembered(keys)
         from_file = self._read([key for key in dict.fromkeys(keys) if key not in found], dim)

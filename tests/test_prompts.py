@@ -549,7 +549,9 @@ def test_every_prediction_is_of_a_bank_that_was_whole(quick: Classifier) -> None
 
     def change() -> None:
         try:
-            for _ in range(15):
+            for turn in range(1000):
+                if turn >= 8 and len(seen) > 3:  # a busy machine takes its time
+                    break
                 quick.set_labels({"g": {"labels": ["a", "b"]}, "c": {}})
                 for i in range(8):
                     quick.add_label(f"n{i}")
