@@ -17,6 +17,8 @@ _SUMMARY = ("backend", "precision", "load\nms", "first\nms", "p50\nms", "frames\
             "RSS\ngrowth\nMiB", "GPU\ngrowth\nMiB")  # fmt: skip
 _STAGES = ("backend", "precision", "stage", "p50\nms", "p90\nms", "p99\nms")
 
+Out = Annotated[Path | None, typer.Option(help="New folder for bench.json and bench.png.")]
+
 
 def bench(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
@@ -37,9 +39,7 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.1, help="For each backend and precision.")] = 5.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Of ONNX Runtime or OpenVINO.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="New folder for bench.json and bench.png.")
-    ] = None,
+    out: Out = None,
 ) -> None:
     """Measure how fast a bundle is on this machine: backends and precisions in turns."""
     from rich.console import Console

@@ -72,6 +72,7 @@ class MjpegCapture:
         self.ended = ""
 
     def grab(self) -> bool:
+        """Reads the next picture, not decoded yet; False where the stream is over (`ended`)."""
         try:
             self._picture = self._part()
         except TimeoutError:

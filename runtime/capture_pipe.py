@@ -35,6 +35,7 @@ class StdinCapture:
         self._count = 0
 
     def grab(self) -> bool:
+        """Reads the next frame; False where there are no more, or `interrupt` was called."""
         frame = bytearray()
         while len(frame) < self._bytes:
             if self._stop.is_set():
@@ -99,6 +100,7 @@ class FfmpegCapture:
         self._said.extend(self._process.stderr)
 
     def grab(self) -> bool:
+        """Reads the next frame that FFmpeg has decoded; False where it ended (`ended`)."""
         pipe = self._process.stdout
         assert pipe
         magic, size, _ = pipe.readline(), pipe.readline(64), pipe.readline(64)

@@ -38,15 +38,34 @@ def classify(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each frame.")] = False,
 ) -> None:
     """Name what pictures and videos show, by labels given as text."""
+    from .sources import find_files
+
+    found = find_files(files)
+    classifier = loaded(bundle, labels, templates, prompts, backend, precision)
+    if as_json:
+        print(f"edgeclip: {classifier!r}", file=sys.stderr)
+    results = _classify_all(classifier, found, every)
+    failed = _print_json(results, top) if as_json else _print_table(results, top, repr(classifier))
+    if failed:
+        raise typer.Exit(2)
+
+
+def loaded(
+    bundle: Path,
+    labels: str | None,
+    templates: list[str] | None,
+    prompts: str | None,
+    backend: str,
+    precision: str,
+) -> "Classifier":
+    """The classifier that the options ask for; says on the terminal that it is being loaded."""
     from rich.console import Console
 
     from .api import load
     from .label_sets import read_labels, read_templates
-    from .sources import find_files
 
-    found = find_files(files)
     with Console(stderr=True).status("Loading (once, what is fastest here is measured)"):
-        classifier = load(
+        return load(
             bundle,
             None if labels is None else read_labels(labels),
             prompts=prompts,
@@ -54,12 +73,6 @@ def classify(
             backend=backend,
             precision=precision,
         )
-    if as_json:
-        print(f"edgeclip: {classifier!r}", file=sys.stderr)
-    results = _classify_all(classifier, found, every)
-    failed = _print_json(results, top) if as_json else _print_table(results, top, repr(classifier))
-    if failed:
-        raise typer.Exit(2)
 
 
 Result = tuple[str, "Prediction | str"]

@@ -39,6 +39,7 @@ class Past:
     step: float = 0.0
 
     def sample(self, time: float, labels: tuple[str, ...], scores: Scores) -> None:
+        """Counts a frame, and keeps its scores unless the last ones are less than `step` old."""
         self.end, self.frames = max(time, self.end), self.frames + 1
         if self.samples and time - self.samples[-1][0] < self.step:
             return

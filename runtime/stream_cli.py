@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli import Backend, Force, Labels, Templates
+from .cli import Backend, Force, Labels, Templates, loaded
 
 if TYPE_CHECKING:
     from .classifier import Classifier
@@ -14,53 +14,58 @@ if TYPE_CHECKING:
     from .outputs import Output
 
 
+Source = Annotated[
+    list[str],
+    typer.Option(help="0, rtsp://, http://, csi://0, gst:..., a file, - ; repeatable."),
+]
+Realtime = Annotated[
+    bool, typer.Option("--realtime", help="Play files as fast as they were filmed.")
+]
+SkipStill = Annotated[
+    bool, typer.Option("--skip-still", help="Do not classify scenes that have not changed.")
+]
+RuleTexts = Annotated[list[str] | None, typer.Option(help="'person > 0.6 for 2s'; repeatable.")]
+Save = Annotated[
+    Path | None, typer.Option(help="Annotated video (.mp4 .mkv .avi .webm), or new folder.")
+]
+Timeline = Annotated[Path | None, typer.Option(help="Picture (.png) of the labels over time.")]
+Events = Annotated[Path | None, typer.Option(help="Add the events to this file, as JSON lines.")]
+Mqtt = Annotated[
+    str | None, typer.Option(help="Send the events: mqtt://[user:password@]host/topic.")
+]
+Thumbnails = Annotated[
+    int | None, typer.Option(min=16, help="Events carry a JPEG, so many pixels long.")
+]
+Every = Annotated[
+    float, typer.Option(min=0, help="With --json: a frame's line every so many seconds.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Frames and events as JSON lines.")]
+
+
 def stream(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    source: Annotated[
-        list[str],
-        typer.Option(help="0, rtsp://, http://, csi://0, gst:..., a file, - ; repeatable."),
-    ],
+    source: Source,
     labels: Labels = None,
     templates: Templates = None,
     prompts: Annotated[str | None, typer.Option(help="Prompt bank of the bundle.")] = None,
     fps: Annotated[float | None, typer.Option(help="At most so many frames a second.")] = None,
-    realtime: Annotated[
-        bool, typer.Option("--realtime", help="Play files as fast as they were filmed.")
-    ] = False,
-    skip_still: Annotated[
-        bool, typer.Option("--skip-still", help="Do not classify scenes that have not changed.")
-    ] = False,
+    realtime: Realtime = False,
+    skip_still: SkipStill = False,
     smooth: Annotated[float, typer.Option(help="Time constant of the scores, seconds.")] = 0.5,
     enter: Annotated[float, typer.Option(help="Score over which a label starts.")] = 0.5,
     leave: Annotated[float, typer.Option(help="Score below which it ends.")] = 0.35,
     dwell: Annotated[float, typer.Option(help="Seconds for which a label lasts at least.")] = 1.0,
-    rule: Annotated[
-        list[str] | None, typer.Option(help="'person > 0.6 for 2s'; repeatable.")
-    ] = None,
-    save: Annotated[
-        Path | None, typer.Option(help="Annotated video (.mp4 .mkv .avi .webm), or new folder.")
-    ] = None,
-    timeline: Annotated[
-        Path | None, typer.Option(help="Picture (.png) of the labels over time.")
-    ] = None,
-    events: Annotated[
-        Path | None, typer.Option(help="Add the events to this file, as JSON lines.")
-    ] = None,
-    mqtt: Annotated[
-        str | None, typer.Option(help="Send the events: mqtt://[user:password@]host/topic.")
-    ] = None,
-    thumbnails: Annotated[
-        int | None, typer.Option(min=16, help="Events carry a JPEG, so many pixels long.")
-    ] = None,
-    every: Annotated[
-        float, typer.Option(min=0, help="With --json: a frame's line every so many seconds.")
-    ] = 0.0,
+    rule: RuleTexts = None,
+    save: Save = None,
+    timeline: Timeline = None,
+    events: Events = None,
+    mqtt: Mqtt = None,
+    thumbnails: Thumbnails = None,
+    every: Every = 0.0,
     seconds: Annotated[float | None, typer.Option(min=0, help="End after so long.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, ... or auto.")] = "auto",
     backend: Backend = "auto",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Frames and events as JSON lines.")
-    ] = False,
+    as_json: AsJson = False,
     force: Force = False,
 ) -> None:
     """Name what cameras and videos show, as labels that start and end."""
@@ -73,7 +78,8 @@ def stream(
     calm = TimelineOptions(smooth, enter, leave, dwell)
     several = len(source) > 1
     check_outputs(save, timeline, several, force)
-    classifier = _load(bundle, labels, templates, prompts, backend, precision, rule or [])
+    classifier = loaded(bundle, labels, templates, prompts, backend, precision)
+    _check_rules(classifier, rule or [])
     print(f"edgeclip: {classifier!r}", file=sys.stderr)
     video = AnnotatedVideo(save, several, force) if save else None
     outputs: list[Output] = [JsonLines(sys.stdout, every) if as_json else EventLines(several)]
@@ -94,36 +100,14 @@ def stream(
         print(f"edgeclip: wrote {timeline}", file=sys.stderr)
 
 
-def _load(
-    bundle: Path,
-    labels: str | None,
-    templates: list[str] | None,
-    prompts: str | None,
-    backend: str,
-    precision: str,
-    rules: list[str],
-) -> "Classifier":
-    """The classifier, with labels for which every rule can be read."""
-    from rich.console import Console
-
-    from .api import load
-    from .label_sets import read_labels, read_templates
+def _check_rules(classifier: "Classifier", rules: list[str]) -> None:
+    """Raises DataError for a rule that cannot be read, or names what is no label."""
     from .rules import Rule
 
-    with Console(stderr=True).status("Loading (once, what is fastest here is measured)"):
-        classifier = load(
-            bundle,
-            None if labels is None else read_labels(labels),
-            prompts=prompts,
-            templates=read_templates(templates) if templates else None,
-            backend=backend,
-            precision=precision,
-        )
     tree = classifier.require_bank().layout.tree
     names = [*classifier.labels, *(tree.groups if tree else ())]
     for text in rules:
         Rule.parse(text, names)
-    return classifier
 
 
 def _broker(address: str | None) -> "MqttOutput | None":

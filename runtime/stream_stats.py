@@ -53,6 +53,7 @@ class Ages:
     def stats(
         self, source: str, state: State, reason: str, counters: Counters, now: float
     ) -> SourceStats:
+        """What became of a source's frames, with the percentiles of their ages."""
         times, ages = zip(*self._times, strict=True) if self._times else ((), ())
         p50, p90, p99 = np.percentile(ages, (50, 90, 99)).tolist() if ages else (0.0, 0.0, 0.0)
         end = now if state in ("stalled", "lost") else times[-1] if times else 0.0

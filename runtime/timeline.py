@@ -64,6 +64,7 @@ class _Track:
         self.scores: Scores = {}
 
     def update(self, time: float, prediction: Prediction) -> list[Event]:
+        """Takes one frame's prediction; returns what started and ended with it."""
         self._time = max(time, self._time)
         self.scores = self._smoother.update(time, prediction)
         events = self._leave(prediction.labels)

@@ -62,6 +62,7 @@ class _Panel:
         self._start, self._seconds = past.start, max(past.end - past.start, 1e-3)
 
     def draw(self, name: str, note: str, rows: Sequence[tuple[str, bool]]) -> None:
+        """Draws a source's part of the picture: its name, its labels, and the axis of time."""
         room = self._width - 48
         self._text(24, self._top + 8, shortened(name, 20, room // 2), 20, _INK)
         note = shortened(note, _TEXT, room // 2 - 12)

@@ -109,6 +109,7 @@ class _Requests:
         self._idle = [compiled.create_infer_request()]
 
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Embeds a batch by a request that is idle, or one more."""
         try:
             request = self._idle.pop()
         except IndexError:
