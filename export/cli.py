@@ -18,6 +18,7 @@ from runtime.bench_cli import bench
 from runtime.cli import Force, classify
 from runtime.doctor import doctor
 from runtime.errors import EdgeClipError
+from runtime.serve.cli import serve
 from runtime.stream_cli import stream
 from training.cli import train
 from training.eval_cli import evaluate
@@ -73,6 +74,7 @@ app.command(
 app.command(
     epilog="Example: edgeclip stream bundle/ --source 0 --labels 'a cat,a dog' --save out.mp4"
 )(stream)
+app.command(epilog="Example: edgeclip serve bundle/ --source 0 --labels 'a person,nobody'")(serve)
 app.command(epilog="Example: edgeclip prompts bundle/ --labels birds.json --name birds")(prompts)
 app.command(epilog="Example: edgeclip bench bundle/ --backend all --precision all")(bench)
 

@@ -134,6 +134,10 @@ class Classifier:
         timed = getattr(self._image, "timed", None)
         return dict(timed(self._pixels([frame], color))) if timed else {}
 
+    def open_text(self) -> None:
+        """Opens the text encoder now, and not when a text is embedded first."""
+        self._text_encoder()
+
     def embed_text(self, texts: Sequence[str]) -> Embeddings:
         """The unit embeddings of texts, float32 [N, D]. Raises DataError for what is no text."""
         if isinstance(texts, str):

@@ -1,7 +1,8 @@
 """What was in a stream, for a summary at the end: when labels were there, and their scores.
 
 It stays small however long a stream runs: of scores it keeps at most `MOST_SAMPLES` of each source,
-half as many at twice the distance whenever that is reached, and of labels the latest `MOST_SPANS`.
+half as many at twice the distance whenever that is reached, beside one a second of the last half
+hour, and of labels the latest `MOST_SPANS`.
 """
 
 from collections import deque
@@ -15,6 +16,8 @@ from .event import Event
 from .smoother import Scores
 
 MOST_SAMPLES, MOST_SPANS = 2000, 5000
+RECENT, RECENT_STEP = 1800, 1.0  # samples of the last half hour, and the seconds between two
+Sample = tuple[float, tuple[str, ...], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,28 @@ class Past:
     end: float
     frames: int = 0
     spans: deque[Span] = field(default_factory=lambda: deque(maxlen=MOST_SPANS))
-    samples: list[tuple[float, tuple[str, ...], NDArray[np.float32]]] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    recent: deque[Sample] = field(default_factory=lambda: deque(maxlen=RECENT))
     step: float = 0.0
 
     def sample(self, time: float, labels: tuple[str, ...], scores: Scores) -> None:
         """Counts a frame, and keeps its scores unless the last ones are less than `step` old."""
         self.end, self.frames = max(time, self.end), self.frames + 1
-        if self.samples and time - self.samples[-1][0] < self.step:
+        wanted = not self.samples or time - self.samples[-1][0] >= self.step
+        fresh = not self.recent or time - self.recent[-1][0] >= RECENT_STEP
+        if not wanted and not fresh:
             return
         values = np.array([scores.get(label, 0.0) for label in labels], dtype=np.float32)
-        self.samples.append((time, labels, values))
+        if fresh:
+            self.recent.append((time, labels, values))
+        if wanted:
+            self._keep((time, labels, values))
+
+    def _keep(self, sample: Sample) -> None:
+        self.samples.append(sample)
         if len(self.samples) > MOST_SAMPLES:
             del self.samples[1::2]
-            self.step = (time - self.start) / (MOST_SAMPLES // 2)
+            self.step = (sample[0] - self.start) / (MOST_SAMPLES // 2)
 
     def curve(self, label: str) -> list[tuple[float, float]]:
         """The (time, score) of a label, 0 while it was not asked for."""

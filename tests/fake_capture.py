@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from runtime.capture import Capture
 from runtime.errors import FrameError
 from runtime.frames import Color, Frame
+from runtime.grabbed import Grabbed
+from runtime.grabber import Grabber
 from runtime.source_uri import SourceSpec
 
 CAMERA = SourceSpec("rtsp", "rtsp://bob:geheim@door/stream")
@@ -72,3 +74,19 @@ class Fakes:
         if isinstance(capture, Exception):
             raise capture
         return capture
+
+
+def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Waits until it is true, and no longer than that."""
+    limit = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < limit, "it did not come true"
+        time.sleep(0.005)
+
+
+def taken(grabber: Grabber, count: int) -> list[Grabbed]:
+    """The next frames of a grabber, fewer where it ends before."""
+    found: list[Grabbed] = []
+    while len(found) < count and (grabbed := grabber.take(5)):
+        found.append(grabbed)
+    return found

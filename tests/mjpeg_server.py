@@ -34,11 +34,11 @@ def steady(fps: float, size: tuple[int, int] = (64, 48)) -> Iterator[bytes | flo
 class MjpegServer:
     """Serves `url` while it is entered, to whoever gives the `login` (user:password)."""
 
-    def __init__(self, script: Script, login: str = "") -> None:
+    def __init__(self, script: Script, login: str = "", port: int = 0) -> None:
         self.connections = 0
         self._login = f"Basic {base64.b64encode(login.encode()).decode()}" if login else None
         self._over = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), self._handler(script))
+        self._server = _Server(("127.0.0.1", port), self._handler(script))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/stream.mjpg"
 

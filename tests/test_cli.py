@@ -52,6 +52,7 @@ def edgeclip(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
         "build",
         "classify",
         "stream",
+        "serve",
         "bench",
         "verify",
         "doctor",

@@ -108,3 +108,16 @@ def test_mistakes_are_said_before_anything_is_done(
         assert message in run.stderr, (message, run.stderr)
         assert run.stdout == ""
     assert (tmp_path / "out.mp4").read_text() == "mine"
+
+
+def test_of_a_camera_that_cannot_be_reached_edgeclip_alone_tells(bundle: Path) -> None:
+    command = [sys.executable, "-c", "from export.cli import main; main()", "stream", str(bundle),
+               "--source", "rtsp://bob:geheim@127.0.0.1:9/x", "--seconds", "0.5",
+               "--precision", "fp32", "--backend", "onnxruntime"]  # fmt: skip
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.returncode == 0 and "refused" in run.stderr
+    assert "geheim" not in run.stderr
+    assert "[tcp @" not in run.stderr and "WARN" not in run.stderr

@@ -247,6 +247,7 @@ def test_history_stays_small() -> None:
         history.frame("door", number / 10, ["cat"], {"cat": number / 1e4})
     past = history.sources["door"]
     assert past.frames == 5 * MOST_SAMPLES and len(past.samples) <= MOST_SAMPLES
+    assert len(past.recent) == past.frames / 10  # one a second
     times = [time for time, _ in past.curve("cat")]
     assert times == sorted(times) and times[-1] > 0.99 * past.end
 

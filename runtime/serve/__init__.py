@@ -1,0 +1,1 @@
+"""`edgeclip serve`: what cameras show, in the browser and over HTTP."""
