@@ -182,7 +182,7 @@ def _opened(
     free, start = cuda and cuda.memory()[0], time.perf_counter()
     opened = Bundle(folder)
     classifier = Classifier(opened, backend=backend, precision=precision, threads=threads)
-    _give_labels(classifier)
+    give_labels(classifier)
     loaded = time.perf_counter()
     classifier.classify(*first)
     done, after = time.perf_counter(), process_memory()
@@ -209,7 +209,7 @@ def _cuda() -> Cuda | None:
         return None
 
 
-def _give_labels(classifier: Classifier) -> None:
+def give_labels(classifier: Classifier) -> None:
     """The bundle's own, or random ones: their number is what takes time."""
     prompts = classifier.bundle.manifest.prompts
     if prompts:

@@ -34,21 +34,43 @@ def bench(
         typer.Option(help="Pictures, videos or folders of them, instead of a made frame."),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Of the made frame (default: 1920x1080).")
+        str | None,
+        typer.Option(help="Of the made frame (default: 1920x1080; of cameras 1280x720)."),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="For each backend and precision.")] = 5.0,
+    cameras: Annotated[
+        str | None, typer.Option(help="Measure so many cameras at once, or most: what is carried.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.1, max=1000, help="Of a camera (default: 15; a video's).")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Video that each camera plays: with decoding.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="For each backend and precision, or number of cameras.")
+    ] = 5.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Of ONNX Runtime or OpenVINO.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     out: Out = None,
 ) -> None:
-    """Measure how fast a bundle is on this machine: backends and precisions in turns."""
+    """Measure how fast a bundle is on this machine: backends and precisions in turns, or with
+    --cameras how many cameras it carries."""
     from rich.console import Console
 
     from .bench import bench as measured
     from .conditions import conditions, process_memory
 
+    _check_for_cameras(cameras, {"--fps": fps, "--source": source}, {"--out": out})
     _check_out(out)
-    shown = _frames(frames, size)
+    shown = _frames(frames, size or ("1280x720" if cameras and not frames else None))
+    if cameras is not None:
+        from .camera_bench_cli import bench_cameras
+
+        bench_cameras(
+            bundle, cameras, fps=fps, frames=shown, source=source, seconds=seconds,
+            backend=backend, precision=precision, threads=threads, as_json=as_json,
+        )  # fmt: skip
+        return
     before = conditions()
     with Console(stderr=True).status("Loading") as status:
         rows = measured(
@@ -79,6 +101,15 @@ def bench(
         _print(rows, f"before: {before}\nafter: {after}")
     if all(row.error for row in rows):
         raise typer.Exit(2)
+
+
+def _check_for_cameras(cameras: str | None, theirs: dict[str, Any], others: dict[str, Any]) -> None:
+    """Raises DataError for an option of the other kind of measurement."""
+    from .errors import DataError
+
+    for name, value in (others if cameras else theirs).items():
+        if value is not None:
+            raise DataError(f"{name} does not go {'with' if cameras else 'without'} --cameras")
 
 
 def _described(paths: list[Path] | None, shown: Any) -> dict[str, Any]:

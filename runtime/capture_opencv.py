@@ -1,5 +1,7 @@
 """Cameras, addresses, pipelines and videos with OpenCV."""
 
+import math
+import time
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,11 @@ import numpy as np
 from .errors import DataError, FrameError
 from .frames import Color, Frame
 from .opencv import opencv
+from .rtsp_answer import why_closed
 from .source_uri import SourceSpec
+
+CATCH_UP = 2.0  # seconds at most
+PAUSE = 0.5  # seconds between two frames, where those before came at least twice as fast
 
 
 def can_read(spec: SourceSpec) -> bool:
@@ -38,7 +44,9 @@ class OpenCvCapture:
         self._capture = cv2.VideoCapture(_address(spec), backend, _parameters(cv2, spec, timeout))
         if not self._capture.isOpened():
             self._capture.release()
-            raise FrameError(f"{spec.shown} {_WHY_CLOSED.get(spec.kind, 'cannot be opened')}")
+            asked = spec.kind == "rtsp"
+            why = why_closed(spec, timeout / 10) if asked else _WHY_CLOSED[spec.kind]
+            raise FrameError(f"{spec.shown} {why}")
         if spec.kind == "v4l2":
             self._set_up(spec)
         if spec.kind == "http" and self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
@@ -48,6 +56,8 @@ class OpenCvCapture:
         rate = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.fps: float | None = rate if 0 < rate <= 1000 else None
         self.ended = ""
+        self._limit = 0.95 * timeout if spec.kind in ("rtsp", "http") else math.inf
+        self._took = 0.0
         self._count = 0
         self._position = 0.0
 
@@ -73,11 +83,40 @@ class OpenCvCapture:
             )
 
     def grab(self) -> bool:
-        if self._capture.grab():
+        first = self._spec.kind == "rtsp" and not self._count
+        if self._caught_up() if first else self._grab_in_time():
             self._count += 1
             return True
-        self.ended = self._why_ended()
+        self.ended = self.ended or self._why_ended()
         return False
+
+    def _grab_in_time(self) -> bool:
+        """Grabs a frame. FFmpeg's parser of H.264 holds one back until the next begins: after a
+        pause it is old, and where none came in time it is handed out all the same."""
+        good, took = self._timed_grab()
+        if took > self._limit:
+            self.ended = "no answer in time"
+            return False
+        paused = took > PAUSE and self._took < PAUSE / 2
+        self._took = took
+        return self._grab_in_time() if good and paused and self._spec.kind == "rtsp" else good
+
+    def _timed_grab(self) -> tuple[bool, float]:
+        start = time.monotonic()
+        good = bool(self._capture.grab())
+        return good, time.monotonic() - start
+
+    def _caught_up(self) -> bool:
+        """Grabs until frames have to be waited for. Before them come, all at once, those of the
+        second for which FFmpeg looks at a stream before it has opened it."""
+        apart, waited = 1 / (self.fps or 25), 0.0
+        end = time.monotonic() + CATCH_UP
+        while waited < apart and time.monotonic() < end:
+            if not self._grab_in_time():
+                return False
+            # Twice in a row: one alone may have been hard to decode.
+            waited = waited + self._took if self._took > apart / 2 else 0.0
+        return True
 
     def _why_ended(self) -> str:
         if self._spec.live:
@@ -112,7 +151,6 @@ class OpenCvCapture:
 _WHY_CLOSED = {
     "v4l2": "cannot be opened: is it plugged in, used by another program, or not permitted "
     "(group video)?",
-    "rtsp": "does not answer, refuses the login, or has no video",
     "http": "does not answer, refuses the login, or has no video",
     "csi": "cannot be opened: is it connected, and nvargus-daemon running?",
     "gst": "cannot be started: try the pipeline with gst-launch-1.0",

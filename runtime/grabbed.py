@@ -26,8 +26,9 @@ class Grabbed:
 @dataclass
 class Counters:
     """What became of frames: of those `seen` some were passed over for `fps` (`thinned`), could
-    not be decoded (`broken`), or were replaced by newer ones before they were taken (`dropped`);
-    the others were `taken`, but for one that may wait."""
+    not be decoded (`broken`), or were replaced by newer ones or too old before they were taken
+    (`dropped`); the others were `taken`, but for one that may be decoded and one that may wait, of
+    which none are left when the source was closed."""
 
     seen: int = 0
     thinned: int = 0

@@ -8,6 +8,7 @@ that double; one that hangs is left with its thread, and opened by another.
                        -> ended (a file)    closed
 """
 
+import contextlib
 import random
 import threading
 import time
@@ -18,7 +19,7 @@ from .capture import Capture, open_capture
 from .errors import BackendUnavailable, DataError, EdgeClipError, FrameError
 from .frames import Color, Frame, check_frame
 from .grabbed import Counters, Grabbed, State
-from .pace import Pace
+from .pace import Pace, Rhythm
 from .source_uri import SourceSpec
 
 Opens = Callable[[SourceSpec, float], Capture]
@@ -33,7 +34,8 @@ class Grabber:
     """Reads `spec` in a thread of its own, from now on until `close`.
 
     Of a live source, and of any with `realtime`, there is only ever the newest frame; files are
-    then read as fast as they were filmed (pictures: `fps` a second). Otherwise every frame is
+    then read as fast as they were filmed (pictures: `fps` a second). A camera's frame that waits
+    for over two frame times, since the camera has died, is dropped too. Otherwise every frame is
     delivered in order. `fps` delivers at most so many a second; `stall` is after how many seconds
     without an answer a source hangs, which is looked at whenever a frame or the state is asked for.
     `news` is notified of each change. Several threads may use it.
@@ -61,6 +63,7 @@ class Grabber:
         self._news = news or threading.Condition()
         self._opens = opens
         self._waiting: Grabbed | None = None
+        self._rhythm = Rhythm()
         self._counters = Counters()
         self._state: State = "connecting"
         self._reason = ""
@@ -103,6 +106,7 @@ class Grabber:
         none came, or the source has ended."""
         limit = time.monotonic() + timeout
         with self._news:
+            self._drop_stale()
             while self._waiting is None and not self.over:
                 self._watch()
                 left = limit - time.monotonic()
@@ -114,11 +118,20 @@ class Grabber:
             self._news.notify_all()
             return taken
 
+    def _drop_stale(self) -> None:
+        """Holds the lock."""
+        waiting = self._waiting
+        if waiting and self.spec.live:
+            if self._rhythm.is_stale(waiting.time_captured, time.monotonic()):
+                self._waiting = None
+                self._counters.dropped += 1
+
     def close(self) -> None:
         """Ends the reading, and waits for its thread unless that hangs."""
         with self._news:
             if self._state != "ended":  # why it ended is kept
                 self._state = "closed"
+            self._counters.dropped += self._waiting is not None
             self._waiting = None
             self._news.notify_all()
             readers = [self._reader, *self._hung]
@@ -197,16 +210,34 @@ class _Reader:
             reason = self._read_once()
             if time.monotonic() - start > STEADY:
                 self.attempts = 0
-            with of._news:
-                if self._left:
-                    return
-                if not of.spec.live or of.error:
-                    of._say("ended", reason)
-                    return
-                of._say("lost", reason or "it gives no more frames")
-                of._counters.reconnects += 1
+            ended = self._say_why(reason)
+            self._let_go()
+            if ended:
+                return
             self.attempts += 1
             self._pause()
+
+    def _say_why(self, reason: str) -> bool:
+        """Says why the source gives no more frames; whether it is not to be opened again."""
+        of = self._of
+        with of._news:
+            if self._left:
+                return True
+            if not of.spec.live or of.error:
+                of._say("ended", reason)
+                return True
+            of._say("lost", reason or "it gives no more frames")
+            of._counters.reconnects += 1
+            return False
+
+    def _let_go(self) -> None:
+        """Closes the source; a camera that hangs may take its time for that."""
+        if self._capture:
+            with contextlib.suppress(
+                Exception
+            ):  # whatever a driver raises of a camera that is lost
+                self._capture.close()
+        self._capture = None
 
     def _pause(self) -> None:
         """Waits before the next attempt: doubled each time, and never at one time with others."""
@@ -233,12 +264,10 @@ class _Reader:
             return f"{type(error).__name__}: {error}"
         finally:
             self._busy_since = None
-            if self._capture:
-                self._capture.close()
-            self._capture = None
 
     def _read(self, capture: Capture) -> None:
         of = self._of
+        of._rhythm.begin()
         pace = Pace(of._fps, paced=of._realtime and not of.spec.live)
         rate = of._fps if of.spec.kind == "pictures" else None  # pictures have none of their own
         while True:
@@ -263,6 +292,7 @@ class _Reader:
             if not pace.wants(captured if position is None else position):
                 of._counters.thinned += 1
                 return True
+            of._rhythm.came(captured)
         frame = self._pixels(capture)
         if frame is None:
             return self._broken < MAX_BROKEN or not of.spec.live
@@ -293,6 +323,7 @@ class _Reader:
             if not of._newest:
                 of._news.wait_for(lambda: self._left or of._waiting is None)
             if self._left:
+                of._counters.dropped += 1
                 return False
             of._counters.dropped += of._waiting is not None
             of._waiting = grabbed

@@ -4,6 +4,7 @@ OpenCV is optional, and imported when a frame first needs it. Without it numpy a
 same pixels, slower; only NV12 needs it.
 """
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
@@ -28,6 +29,13 @@ def opencv() -> Any:
     except ImportError as error:
         return error
     return cv2
+
+
+def hush() -> None:
+    """Has OpenCV and its FFmpeg print nothing of their own: for a command that tells what becomes
+    of its sources. Before OpenCV is imported; what the environment says otherwise goes first."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 def halved(pixels: Frame, halvings: Sequence[Halving]) -> Frame:

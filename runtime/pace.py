@@ -1,4 +1,9 @@
-"""When frames are due: a file as fast as it was filmed, and at most so many frames a second."""
+"""When frames are due: a file as fast as it was filmed, and at most so many frames a second; and
+when they are too old."""
+
+from collections import deque
+from itertools import pairwise
+from statistics import median
 
 
 class Pace:
@@ -30,3 +35,26 @@ class Pace:
         if self._begin is None:
             self._begin = now - position
         return self._begin + position - now
+
+
+class Rhythm:
+    """How far apart a camera's frames have come lately, and whether one has waited for too long:
+    for more than two of those times, in which a camera that lives has sent a newer one."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=17)
+
+    def begin(self) -> None:
+        """Forgets the frames before a pause."""
+        self._times.clear()
+
+    def came(self, time: float) -> None:
+        self._times.append(time)
+
+    def is_stale(self, came: float, now: float) -> bool:
+        gaps = sorted(after - before for before, after in pairwise(self._times))
+        if not gaps:
+            return False
+        # The median is not misled by pauses; of frames that come in bursts it is nothing.
+        mean = sum(gaps[:-1]) / max(1, len(gaps) - 1)
+        return now - came > 2 * max(median(gaps), mean / 2)

@@ -23,6 +23,7 @@ from .prediction import Prediction
 from .source_uri import SourceSpec, parse_source
 from .still import CHANGE, Thumbnail, changed, thumbnail
 from .stream_stats import Ages, SourceStats
+from .warm_up import warm_up
 
 Source = str | Path | SourceSpec
 Sources = Source | Sequence[Source] | Mapping[str, Source]
@@ -100,6 +101,8 @@ class Stream:
         self._stopped = False
         self._turn = 0
         self._ready: deque[Seen] = deque()
+        if realtime or any(spec.live for spec in named.values()):
+            warm_up(classifier, min(batch, len(named)))
         began = time.monotonic()
         self._sources = [
             _Source(

@@ -26,7 +26,8 @@ SkipStill = Annotated[
 ]
 RuleTexts = Annotated[list[str] | None, typer.Option(help="'person > 0.6 for 2s'; repeatable.")]
 Save = Annotated[
-    Path | None, typer.Option(help="Annotated video (.mp4 .mkv .avi .webm), or new folder.")
+    Path | None,
+    typer.Option(help="Annotated video (.mp4: H.264 where ffmpeg is; .webm .mkv .avi), or folder."),
 ]
 Timeline = Annotated[Path | None, typer.Option(help="Picture (.png) of the labels over time.")]
 Events = Annotated[Path | None, typer.Option(help="Add the events to this file, as JSON lines.")]
@@ -39,6 +40,7 @@ Thumbnails = Annotated[
 Every = Annotated[
     float, typer.Option(min=0, help="With --json: a frame's line every so many seconds.")
 ]
+Logs = Annotated[str, typer.Option("--log-format", help="What it says of itself: text or json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Frames and events as JSON lines.")]
 
 
@@ -66,41 +68,47 @@ def stream(
     precision: Annotated[str, typer.Option(help="fp32, ... or auto.")] = "auto",
     backend: Backend = "auto",
     as_json: AsJson = False,
+    log_format: Logs = "text",
     force: Force = False,
 ) -> None:
     """Name what cameras and videos show, as labels that start and end."""
+    from .log import log, set_up
+    from .opencv import hush
     from .outputs import Annotated as AnnotatedVideo
-    from .outputs import EventLines, JsonLines, event_file
-    from .stream_run import check_outputs, print_summary, run, write_timeline
+    from .outputs import EventLines, JsonLines
+    from .stream_run import check_outputs, run, summarise, write_timeline
     from .timeline import TimelineOptions
+    from .video_out import note_of
     from .watch import Watch
 
+    set_up(log_format)
+    hush()
     calm = TimelineOptions(smooth, enter, leave, dwell)
     several = len(source) > 1
     check_outputs(save, timeline, several, force)
     classifier = loaded(bundle, labels, templates, prompts, backend, precision)
-    _check_rules(classifier, rule or [])
-    print(f"edgeclip: {classifier!r}", file=sys.stderr)
+    check_rules(classifier, rule or [])
+    log.info("%r", classifier)
     video = AnnotatedVideo(save, several, force) if save else None
+    if save and (note := note_of(save)):
+        log.warning("%s", note)
     outputs: list[Output] = [JsonLines(sys.stdout, every) if as_json else EventLines(several)]
     outputs += [video] if video else []
-    outputs += [event_file(events)] if events else []
-    broker = _broker(mqtt)
-    outputs += [broker] if broker else []
+    broker = mqtt_output(mqtt)
+    outputs += event_outputs(events, broker)
     watch = Watch(calm, rule or (), outputs, thumbnails)
     done = run(
         classifier, source, watch, fps=fps, realtime=realtime, skip_still=skip_still,
         seconds=seconds,
     )  # fmt: skip
-    print_summary(done, broker)
-    for place in video.written if video else []:
-        print(f"edgeclip: wrote {place}", file=sys.stderr)
+    summarise(done, broker, log_format)
     if timeline:
         write_timeline(timeline, watch.history, classifier.labels, done.stats, force)
-        print(f"edgeclip: wrote {timeline}", file=sys.stderr)
+    for place in [*(video.written if video else []), *([timeline] if timeline else [])]:
+        log.info("wrote %s", place)
 
 
-def _check_rules(classifier: "Classifier", rules: list[str]) -> None:
+def check_rules(classifier: "Classifier", rules: list[str]) -> None:
     """Raises DataError for a rule that cannot be read, or names what is no label."""
     from .rules import Rule
 
@@ -110,9 +118,18 @@ def _check_rules(classifier: "Classifier", rules: list[str]) -> None:
         Rule.parse(text, names)
 
 
-def _broker(address: str | None) -> "MqttOutput | None":
+def mqtt_output(address: str | None) -> "MqttOutput | None":
+    """What sends events to a broker, where one is asked for. Raises DataError."""
     if address is None:
         return None
     from .mqtt import MqttOutput
 
     return MqttOutput(address)
+
+
+def event_outputs(events: Path | None, broker: "MqttOutput | None") -> list["Output"]:
+    """Where events go besides: a file, and a broker. Raises DataError."""
+    from .outputs import event_file
+
+    outputs: list[Output] = [event_file(events)] if events else []
+    return [*outputs, broker] if broker else outputs

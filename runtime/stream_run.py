@@ -6,13 +6,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
 from .folders import check_target
 from .history import History
+from .log import log
 from .stream import Stream
 from .stream_stats import SourceStats
 from .timeline_chart import draw_timeline
@@ -50,7 +51,7 @@ def run(
 
     def told(source: str, state: "State", reason: str) -> None:
         watch.state(source, state, reason)
-        _print_state(source, state, reason)
+        log_state(source, state, reason)
 
     try:
         with Stream(
@@ -99,10 +100,10 @@ def _ending(stream: Stream, seconds: float | None) -> Iterator[list[str]]:
             signal.signal(restored, handler)
 
 
-def _print_state(source: str, state: "State", reason: str) -> None:
+def log_state(source: str, state: "State", reason: str) -> None:
+    """Says in the log that a source has become live, lost, ended, ..."""
     if state != "closed":
-        why = f": {reason}" if reason else ""
-        print(f"edgeclip: {source}: {state}{why}", file=sys.stderr, flush=True)
+        log.info("%s: %s%s", source, state, f": {reason}" if reason else "")
 
 
 def check_outputs(save: Path | None, timeline: Path | None, several: bool, force: bool) -> None:
@@ -132,8 +133,20 @@ def write_timeline(
     beside.replace(path)
 
 
-def print_summary(done: Done, mqtt: Any = None) -> None:
-    """Prints why the stream ended, and a table of what became of each source's frames."""
+def summarise(done: Done, mqtt: Any = None, format: str = "text") -> None:
+    """Says why the stream ended, and what became of each source's frames: in a table, or in one
+    line of the log as JSON."""
+    if format == "json":
+        about = {"sources": [asdict(stats) for stats in done.stats]}
+        log.info("the stream ended: %s", done.why, extra=about)
+    else:
+        _print_summary(done)
+    if mqtt is not None:
+        said = f"; {mqtt.problem}" if mqtt.problem else ""
+        log.info("%s: %d messages dropped%s", mqtt, mqtt.dropped, said)
+
+
+def _print_summary(done: Done) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -149,6 +162,3 @@ def print_summary(done: Done, mqtt: Any = None) -> None:
     console = Console(stderr=True, highlight=False)
     console.print(f"edgeclip: the stream ended: {escape(done.why)}")
     console.print(table)
-    if mqtt is not None:
-        said = f"; {mqtt.problem}" if mqtt.problem else ""
-        console.print(escape(f"{mqtt}: {mqtt.dropped} messages dropped{said}"))

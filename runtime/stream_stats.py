@@ -15,10 +15,11 @@ LAST = 1000
 class SourceStats:
     """Counters of one source since the stream began.
 
-    seen = classified + skipped + dropped + broken + thinned, but for one frame that may be on its
-    way: `skipped` scenes were still, `dropped` frames were replaced by newer ones, `thinned` ones
-    passed over for `fps`. Latencies are milliseconds from a frame's arrival to its prediction, of
-    the newest 1000; `fps` is of the same, the predictions a second.
+    seen = classified + skipped + dropped + broken + thinned, but for frames on their way: one that
+    is decoded, one that waits and one that is classified; none when the stream was closed.
+    `skipped` scenes were still, `dropped` frames replaced by newer ones, or too old when a camera
+    died, `thinned` ones passed over for `fps`. Latencies are milliseconds from a frame's arrival to
+    its prediction, of the newest 1000; `fps` is of the same, the predictions a second.
     """
 
     source: str

@@ -13,7 +13,9 @@ from .errors import BackendUnavailable, DataError
 from .folders import check_target
 from .frames import Frame
 from .opencv import opencv
+from .video_pipe import H264Writer, has_h264
 
+# OpenCV's, where they are not written as H.264 by the command ffmpeg (.mp4).
 CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 LONGEST = 10.0  # seconds without a frame; a longer pause is cut to this
 MEASURED = 6  # frames, by which the speed of a video is found
@@ -97,9 +99,12 @@ class VideoOut:
             self._next += 1 / self._fps
 
     def _open(self, frame: Frame) -> None:
-        cv2 = opencv()
         height, width = frame.shape[:2]
         self._size = width - width % 2, height - height % 2  # what codecs want
+        if self.path.suffix.lower() == ".mp4" and has_h264():
+            self._writer = H264Writer(self._beside, self._fps, self._size)
+            return
+        cv2 = opencv()
         codec = CODECS[self.path.suffix.lower()]
         code = cv2.VideoWriter_fourcc(*codec)
         self._writer = cv2.VideoWriter(str(self._beside), code, self._fps, self._size)
@@ -154,6 +159,16 @@ def open_out(path: str | Path, overwrite: bool = False) -> VideoOut | PicturesOu
     if Path(path).suffix:
         return VideoOut(path, overwrite=overwrite)
     return PicturesOut(path)
+
+
+def note_of(path: Path) -> str:
+    """What is to be known of a video before it is written; empty where there is nothing."""
+    if path.suffix.lower() != ".mp4" or has_h264():
+        return ""
+    return (
+        f"{path.name} will be MPEG-4 part 2, which browsers do not play: apt install ffmpeg for "
+        "H.264, or name a .webm"
+    )
 
 
 def check_video(path: str | Path, overwrite: bool) -> Path:
