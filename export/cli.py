@@ -25,6 +25,7 @@ from training.eval_cli import evaluate
 
 from .build_cli import build
 from .export_cli import export
+from .presets_cli import presets
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,6 +59,8 @@ def demo(
 app.command(
     epilog="Example: edgeclip train pairs.csv checkpoint/ --val val.csv --epochs 20",
 )(train)
+
+app.command(epilog="Example: edgeclip presets --measure")(presets)
 
 app.command("eval", epilog="Example: edgeclip eval bundle/ --data val.csv --out report/")(evaluate)
 

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,8 +31,13 @@ from .start import settled
 from .state import NAME, load_state, save_state
 
 
-def train(options: TrainOptions, quiet: bool = False) -> dict[str, Any]:
+def train(
+    options: TrainOptions,
+    quiet: bool = False,
+    told: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
     """Trains and writes the checkpoint folder `options.out`; returns what training.json holds.
+    `told` is told of each epoch's figures, in the first process.
 
     After each epoch the folder is whole and of that epoch. Every `checkpoint_every` steps, and
     when it is interrupted, the run leaves its state in `options.run`, to go on by `resume`.
@@ -45,7 +50,7 @@ def train(options: TrainOptions, quiet: bool = False) -> dict[str, Any]:
     if options.resume and not state:
         console.print(f"there is no state in {options.run} yet: the run begins")
     with torch.random.fork_rng(devices=[]):
-        return _Training(options, fabric, console, state).fit()
+        return _Training(options, fabric, console, state, told).fit()
 
 
 def _state(options: TrainOptions) -> dict[str, Any] | None:
@@ -75,8 +80,10 @@ class _Training:
         fabric: Fabric,
         console: Console,
         state: dict[str, Any] | None,
+        told: Callable[[Mapping[str, Any]], None],
     ) -> None:
         self.options, self.fabric, self.console = options, fabric, console
+        self._told = told
         self.first = First(fabric)  # it computes what the others then find on the disk
         made = self.first(lambda: prepare(options, fabric, console))
         material = made or prepare(options, fabric, console)
@@ -178,6 +185,7 @@ class _Training:
         go_on = bool(self.fabric.broadcast(go_on))
         if log:
             log.epoch(self.run.number, figures)
+            self._told(figures)
             if not go_on:
                 log.say("--guard: that lost too much of what the start could; the run ends here")
         self._losses.clear()
