@@ -124,10 +124,12 @@ def test_who_sends_no_head_or_reads_nothing_is_cut_off(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(connections, "PATIENCE", dict.fromkeys(connections.PATIENCE, 0.5))
-    with site.connect() as silent, site.connect() as dribbling:
+    with site.connect() as silent, site.connect() as kept, site.connect() as dribbling:
         start = time.monotonic()
+        kept.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         dribbling.sendall(b"GET / HTTP/1.1\r\n")
         assert said(silent) == b"" and said(dribbling) == b""
+        assert b" 200 " in said(kept)
         assert time.monotonic() - start < 5
     assert site.get("/health").status == 200
     assert caplog.text.count("took too long") == 1  # browsers open spare connections: no offence

@@ -105,12 +105,8 @@ def _doing(connection: Any) -> tuple[str, Any] | None:
 
 
 def _is_spare(connection: Any) -> bool:
-    """Whether nothing has come on it: browsers open some in advance."""
-    return (
-        isinstance(connection, H11Protocol)
-        and connection.cycle is None
-        and not connection.conn.trailing_data[0]
-    )
+    """Whether nothing has come on it, or nothing after its last request: browsers keep some."""
+    return isinstance(connection, H11Protocol) and not connection.conn.trailing_data[0]
 
 
 def _address(connection: Any) -> str:
