@@ -6,7 +6,8 @@ The options are the fields of TrainOptions: the command is made from them.
 import inspect
 import json
 import os
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -23,28 +24,45 @@ def train(**chosen: Any) -> None:
     from .trainer import train as run
 
     record = run(options, quiet=as_json)
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":  # not the first process
-        return
-    print(json.dumps(record, indent=2) if as_json else f"wrote {options.out}")
+    if is_first_process():
+        print(json.dumps(record, indent=2) if as_json else f"wrote {options.out}")
 
 
-def _signature() -> inspect.Signature:
-    """One parameter for each field: a list where the field is a tuple, as typer wants it."""
-    hints = get_type_hints(TrainOptions, include_extras=True)
+def is_first_process() -> bool:
+    """Whether this process is the one that prints, where a run has several."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def signature(
+    options: type, offered: Callable[[str], bool], *extra: inspect.Parameter
+) -> inspect.Signature:
+    """One parameter for each field that is `offered`: a list where the field is a tuple, as typer
+    wants it. Then --json, and what is `extra`."""
+    hints = get_type_hints(options, include_extras=True)
     parameters = []
-    for field in inspect.signature(TrainOptions).parameters.values():
+    for field in inspect.signature(options).parameters.values():
+        if not offered(field.name):
+            continue
         hint, default = hints[field.name], field.default
-        if isinstance(default, tuple):
-            hint, default = Annotated[list[str] | None, hint.__metadata__[0]], None
+        if get_origin(get_args(hint)[0]) is tuple:
+            kind = get_args(get_args(hint)[0])[0]
+            needed = default is inspect.Parameter.empty
+            many: Any = list[kind] if needed else list[kind] | None  # type: ignore[valid-type]
+            hint, default = Annotated[many, hint.__metadata__[0]], default if needed else None
         parameters.append(field.replace(annotation=hint, default=default))
     as_json = Annotated[
         bool, typer.Option("--json", help="Print the record as JSON, nothing else.")
     ]
-    extra = inspect.Parameter(
+    last = inspect.Parameter(
         "as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=as_json
     )
-    return inspect.Signature([*parameters, extra])
+    return inspect.Signature([*parameters, *extra, last])
 
 
-train.__signature__ = _signature()  # type: ignore[attr-defined]
-train.__annotations__ = {p.name: p.annotation for p in train.__signature__.parameters.values()}  # type: ignore[attr-defined]
+def offer(command: Callable[..., Any], found: inspect.Signature) -> None:
+    """Gives a command that takes any keyword the options of a signature."""
+    command.__signature__ = found  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in found.parameters.values()}
+
+
+offer(train, signature(TrainOptions, lambda _: True))

@@ -273,4 +273,5 @@ def _check_share(name: str, value: float, below_one: bool = False) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return [_plain(item) for item in value] if several else value
