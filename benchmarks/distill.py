@@ -106,11 +106,10 @@ def cifar(chosen: argparse.Namespace, room: Path) -> None:
     print(f"trained on labels in {trained['seconds'] / 60:.1f} minutes")
     last, labels = record["epochs"][-1], trained["epochs"][-1]
     teacher, _ = top1(checkpoint_subject(chosen.teacher), data / "test")
-    print(
-        f"top-1: teacher {teacher:.1%}, distilled {last['top1']:.1%}, labels {labels['top1']:.1%}"
-    )
     best = max(epoch["top1"] for epoch in trained["epochs"])
-    print(f"best epoch on labels {best:.1%}; agreement {last['agreement']:.1%}")
+    print(f"top-1: teacher {teacher:.1%}, distilled {last['top1']:.1%}")
+    print(f"on labels: {labels['top1']:.1%}, its best epoch {best:.1%}")
+    print(f"agreement of student and teacher: {last['agreement']:.1%}")
 
 
 def top1(subject: Subject, data: Path) -> tuple[float, dict[str, float]]:

@@ -44,7 +44,7 @@ def test_by_a_bank_both_agree_or_differ(files: list[Path]) -> None:
     assert (difference.file, difference.label) == (files[1], None)
     assert (difference.student.label, difference.teacher.label) == ("[dog]", "cat")
     cat, dog = found.classes  # what the teacher says counts
-    assert (cat.pictures, cat.agreement, cat.student) == (3, pytest.approx(2 / 3), None)
+    assert cat.pictures == 3 and cat.agreement == pytest.approx(2 / 3) and cat.student is None
     assert (dog.pictures, dog.agreement) == (1, 1)
 
 
@@ -52,11 +52,8 @@ def test_with_labels_it_is_told_who_is_right(files: list[Path]) -> None:
     found = against(STUDENT, TEACHER, files, BOTH, SIZES, BANK, [0, 1, 1, 1])
     cat, dog = found.classes
     assert (cat.pictures, cat.student, cat.teacher) == (1, 1, 1)
-    assert (dog.pictures, dog.student, dog.teacher) == (
-        3,
-        pytest.approx(2 / 3),
-        pytest.approx(1 / 3),
-    )
+    assert dog.pictures == 3 and dog.student == pytest.approx(2 / 3)
+    assert dog.teacher == pytest.approx(1 / 3)
     assert found.differences[0].label == "[dog]"
     assert set(found.figures) == {"top1"}
 

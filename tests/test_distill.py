@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 from conftest import COLORS, square, write_squares
@@ -82,6 +81,8 @@ def test_it_learns_without_labels(student: Path) -> None:
 
 
 def test_it_is_a_whole_clip_with_its_teachers_text_tower(student: Path, checkpoint: Path) -> None:
+    import open_clip  # behind ours, which makes torchvision load
+
     own = open_clip.create_model(f"local-dir:{student}").state_dict()
     given = create(str(checkpoint)).model.state_dict()
     rest = {k for k in given if not k.startswith("visual.")}
@@ -215,3 +216,36 @@ def test_inherit_says_why_not(checkpoint: Path, unlabelled: Path, tmp_path: Path
     chosen = options(checkpoint, Path("nano"), unlabelled, tmp_path / "out", inherit=True)
     with pytest.raises(DataError, match="nano-of-tiny is no smaller ViT"):
         distill(chosen, quiet=True)
+
+
+def test_the_command_makes_a_bundle_of_the_student(
+    checkpoint: Path,
+    half: Path,
+    unlabelled: Path,
+    squares: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from export import distilled_bundle
+    from export.cli import main
+
+    monkeypatch.setattr(distilled_bundle, "SECONDS", 0.1)
+    arguments = [
+        "distill", tmp_path / "out", "--teacher", checkpoint, "--student", half,
+        "--images", unlabelled, "--images", squares, "--val", squares, "--labels", "red,green,blue",
+        "--epochs", 8, "--views", 2, "--batch-size", 16, "--lr", 3e-3, "--workers", 0,
+        "--bundle", tmp_path / "bundle", "--json",
+    ]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["edgeclip", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    output = capsys.readouterr()
+    report = json.loads((tmp_path / "out/report/report.json").read_text())
+    if not ended.value.code:
+        assert json.loads(output.out)["bundle"] == report["bundle"]
+    found = report["bundle"]
+    assert found["figures"]["fp32"]["top1"] == pytest.approx(report["figures"]["top1"], abs=0.03)
+    assert {row["backend"] for row in found["ms"]} >= {"onnxruntime"}
+    assert "## The bundle" in (tmp_path / "out/report/report.md").read_text()
+    assert (tmp_path / "bundle/prompts/default.safetensors").exists()

@@ -78,7 +78,8 @@ def loss(options: Any, bank: Tensor | None = None, drawn: list[list[int]] | None
     drawn = drawn or [[0, 100], [1, -1], [2, 102], [3, -1]]
     text, batch = batch_of(TEACHER, captions, drawn)
     out = Embeddings(STUDENT.repeat_interleave(2, dim=0), text, SCALE, None, None)
-    return DistillObjective(options, bank, lambda own: own)(out, batch)
+    found: Tensor = DistillObjective(options, bank, lambda own: own)(out, batch)
+    return found
 
 
 def test_the_objective_is_the_weighted_sum() -> None:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +178,7 @@ asked(*map(Path, sys.argv[1:]))
 
 def test_a_cache_goes_on_after_kill_9(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
-    arguments: Sequence[Path] = (checkpoint, tmp_path / "cache", pictures)
+    arguments = (checkpoint, tmp_path / "cache", pictures)
     run = subprocess.run(
         [sys.executable, "-c", KILLED, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": path},

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
-from .model import ClipModel
+from .model import ClipModel  # before open_clip, which imports torchvision
+
+# isort: split
+from open_clip.transformer import VisionTransformer
 
 Weights = dict[str, Tensor]
 _LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.")
