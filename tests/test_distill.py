@@ -6,10 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import COLORS, square, write_squares
 from PIL import Image
+from rich.progress import Progress
+from safetensors.numpy import load_file
+from test_distributed import edgeclip, torchrun
 from test_resume import Killed, die_at
 
 from calibration.subject import measure
@@ -162,8 +166,6 @@ def test_captions_and_pictures_without_any(
 def test_labels_are_not_learned_from(squares: Path, tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text(f"file,label\n{squares}/red/1.png,red\n{squares}/red/2.png,red\n")
-    from rich.progress import Progress
-
     quiet = Progress(disable=True)
     pairs = open_images([squares, table], 1.0, tmp_path, 0.0, quiet)
     assert len(pairs) == 72 and not pairs.texts and set(pairs.captions) == {()}
@@ -171,9 +173,6 @@ def test_labels_are_not_learned_from(squares: Path, tmp_path: Path) -> None:
 
 def test_frames_of_a_video(tmp_path: Path) -> None:
     cv2 = pytest.importorskip("cv2")
-    import numpy as np
-    from rich.progress import Progress
-
     rng = np.random.default_rng(0)
     video = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10, (60, 48))
@@ -249,3 +248,20 @@ def test_the_command_makes_a_bundle_of_the_student(
     assert {row["backend"] for row in found["ms"]} >= {"onnxruntime"}
     assert "## The bundle" in (tmp_path / "out/report/report.md").read_text()
     assert (tmp_path / "bundle/prompts/default.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_reach_the_weights_of_one(
+    checkpoint: Path, half: Path, unlabelled: Path, tmp_path: Path
+) -> None:
+    one = options(checkpoint, half, unlabelled, tmp_path / "one", epochs=2, labels="red,blue")
+    distill(one, quiet=True)
+    done = torchrun(
+        edgeclip(), "distill", str(tmp_path / "two"), f"--teacher={checkpoint}",
+        f"--student={half}", f"--images={unlabelled}", "--labels=red,blue", "--epochs=2",
+        "--batch-size=16", "--views=2", "--crop=0.8", "--lr=3e-3", "--workers=0", "--devices=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, found = (load_file(tmp_path / name / WEIGHTS) for name in ("one", "two"))
+    for name, own in expected.items():
+        np.testing.assert_allclose(own, found[name], rtol=1e-4, atol=2e-5, err_msg=name)
