@@ -1,13 +1,13 @@
 """From the embeddings of a batch to the loss of a distillation, over all devices."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .batches import Batch
 from .distill_loss import affinity_loss, embedding_loss, soft_label_loss
+from .distill_options import DistillOptions
 from .loss import Contrast, clip_loss, positives
 from .towers import Embeddings
 
@@ -17,14 +17,14 @@ Gather = Callable[[Tensor], Tensor]
 class DistillObjective(nn.Module):
     """The weighted sum of the losses in `distill_loss`, and of the contrast with captions.
 
-    `options` are DistillOptions; `bank` are the teacher's embeddings of the labels [C, D], or None.
+    `bank` are the teacher's embeddings of the labels [C, D], or None.
     Each device takes the loss of the whole batch: the mean of their gradients is its gradient.
     """
 
     momentum = False
     bank: Tensor | None
 
-    def __init__(self, options: Any, bank: Tensor | None, gather: Gather) -> None:
+    def __init__(self, options: DistillOptions, bank: Tensor | None, gather: Gather) -> None:
         super().__init__()
         self.options, self.gather = options, gather
         self.register_buffer("bank", bank, persistent=False)

@@ -15,7 +15,7 @@ VIEWS, LOSSES = "The teacher's views", "Losses"
 # What a distillation has of the options of TrainOptions; the others keep their defaults.
 SHARED = (
     "out", "val", "templates", "cache", "workers", "max_bad", "crop", "flip", "rotate", "jitter",
-    "views", "captions", "init_image", "freeze_bn",
+    "views", "captions", "init_image", "freeze_bn", "tokenizer",
     "epochs", "batch_size", "micro_batch", "lr", "layer_decay", "weight_decay", "warmup",
     "grad_clip", "grad_checkpointing", "ema", "precision",
     "seed", "checkpoint_every", "resume", "devices", "nodes", "force",

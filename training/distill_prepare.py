@@ -55,9 +55,13 @@ def prepare_distillation(
     student = make_student(options, clip, console)
     clip.model.to(fabric.device)
     student.model.to(fabric.device)
+    if options.grad_checkpointing:
+        student.model.set_grad_checkpointing(True)
     room = options.cache or options.run
     view = Augmentation(student.image, options.crop, options.flip, options.rotate, options.jitter)
-    teacher = Teacher(clip, room / "teacher", view, options.seed, options.workers)
+    teacher = Teacher(
+        clip, room / "teacher", view, options.seed, options.workers, options.tokenizer
+    )
     with Progress(console=console, transient=True, disable=console.quiet) as progress:
         pairs, hashes = _pictures(options, console, progress)
         bank = _bank(options, teacher)
@@ -68,6 +72,7 @@ def prepare_distillation(
             raise DataError(f"--images: {len(pairs)} pictures are too few")
         rivals = _rivals(options, teacher, student, bank, pairs, hashes, compare, progress)
         rows = _rows(options, teacher, student, pairs.keep(learn), hashes[learn], progress)
+    clip.model.to("cpu")  # it has said all: a GPU's memory is the student's
     check_bad(rows.pairs.bad, len(pairs) + len(pairs.bad), options.max_bad, "--images")
     plan = make_plan([Source("--images", rows.pairs, 1.0)], options, fabric.world_size)
     about = _about(options, teacher, rows.pairs, hashes, len(rows.places[0]))

@@ -120,11 +120,11 @@ class Teacher:
     """
 
     def __init__(
-        self, clip: ClipModel, folder: Path, view: Augmentation, seed: int, workers: int
-    ) -> None:
+        self, clip: ClipModel, folder: Path, view: Augmentation, seed: int, workers: int,
+        tokenizer: Path | None = None,
+    ) -> None:  # fmt: skip
         self.clip, self._seed, self._workers = clip, seed, workers
-        self._device = clip.model.logit_scale.device
-        content, spec = text_side(clip, templates=clip.templates)
+        content, spec = text_side(clip, tokenizer, clip.templates)
         self.tokenizer_json, self.tokenizer = content, Tokenizer(content, spec)
         self.reader = Reader.of(view, clip.image)
         self._width = int(clip.config["embed_dim"])
@@ -139,6 +139,11 @@ class Teacher:
         }
         self.images = self._store(folder, "views", image, len(FIELDS))
         self._texts = self._store(folder, "texts", text, 0)
+
+    @property
+    def _device(self) -> torch.device:
+        found: torch.device = self.clip.model.logit_scale.device
+        return found
 
     def _store(self, folder: Path, kind: str, what: dict[str, Any], about: int) -> EmbeddingStore:
         key = hashlib.sha256(msgspec.json.encode(what)).hexdigest()[:16]
