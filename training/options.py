@@ -252,6 +252,11 @@ class TrainOptions:
             raise DataError("--views are of a locked image tower's features: add --lock-image")
 
     @property
+    def is_compared(self) -> bool:
+        """Whether each epoch is measured on held-out data."""
+        return self.val is not None
+
+    @property
     def run(self) -> Path:
         """The folder beside `out` for what belongs to the run: its state and its logs."""
         return self.out.with_name(self.out.name + ".run")
@@ -273,4 +278,5 @@ def _check_share(name: str, value: float, below_one: bool = False) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return [_plain(item) for item in value] if several else value
