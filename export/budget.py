@@ -52,12 +52,12 @@ def best_of(
     epochs = max(1, options.epochs // SHARE)
     reached: dict[str, float] = {}
     for name in names if len(names) > 1 else ():
+        out = folder / Path(name).stem
         trial = dataclasses.replace(
-            options, student=name, out=folder / Path(name).stem, cache=cache, epochs=epochs, force=True,
-            resume=False,
-        )  # fmt: skip
+            options, student=name, out=out, cache=cache, epochs=epochs, force=True, resume=False
+        )
         reached[name] = merit(distil(trial, quiet=True)["epochs"][-1])
-        shutil.rmtree(trial.out)
+        shutil.rmtree(out)
         console.print(f"{name} after {epochs} epochs: {reached[name]:.1%}")
     best = max(reached, key=lambda name: reached[name]) if reached else names[0]
     console.print(f"the student is {best}")
