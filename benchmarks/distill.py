@@ -156,15 +156,15 @@ def cache(chosen: argparse.Namespace, room: Path) -> None:
         hashes, _ = digests(pairs.files, progress)
         hashed = time.perf_counter() - began
         numbers = range(1, chosen.views + 1)
-        began = time.perf_counter()
+        known, began = len(teacher.images), time.perf_counter()
         _, places = teacher.see(pairs, hashes, numbers, progress)
         seconds = time.perf_counter() - began
     files = [f for f in teacher.images.folder.iterdir() if f.suffix == ".npy"]
     size = sum(f.stat().st_size for f in files) / len(teacher.images)
-    count = places.size
-    million = 1_000_000 / count
-    print(f"{len(pairs)} pictures, {chosen.views} views: {count} in {seconds:.0f} s")
-    print(f"1,000,000 views: {size * 1e6 / 2**20:,.0f} MiB, {seconds * million / 3600:.1f} hours")
+    count, made = places.size, len(teacher.images) - known
+    print(f"{len(pairs)} pictures, {chosen.views} views: {made} computed in {seconds:.0f} s")
+    hours = seconds / max(made, 1) * 1e6 / 3600
+    print(f"1,000,000 views: {size * 1e6 / 2**20:,.0f} MiB, {hours:.1f} hours")
     print(f"hashing 1,000,000 pictures: {hashed / len(pairs) * 1e6 / 60:.1f} minutes")
     order = np.random.default_rng(0).permutation(places.ravel()).tolist()
     began = time.perf_counter()
