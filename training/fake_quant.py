@@ -1,0 +1,213 @@
+"""Layers that compute in float what their int8 will: the arithmetic of quantisation-aware training.
+
+Symmetric, rounded half to even: a layer's input by one step for the whole tensor, its weight by one
+for each output channel, batch normalisation folded into the weight before it is rounded, all as
+`calibration.quantize` writes it. The gradient passes the rounding as if it were not there; where
+the input is clipped it passes to the step alone.
+
+torchao's eager fake quantisers know Linears alone, with inputs by token; its graph mode captures
+the model as a graph of other modules and other names. Neither has steps that float16 holds.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training import torchvision_ops as torchvision_ops  # before open_clip
+
+# isort: split
+from open_clip.transformer import VisionTransformer
+
+BITS = 8
+_SMALLEST = 1e-5  # the smallest range, as `calibration.ranges` has it
+_TINY = 1e-12
+
+
+def steps(ranges: Tensor, bits: int) -> Tensor:
+    """The steps of integers that reach up to `ranges`: the next numbers that float16 holds too, as
+    `calibration.ranges.steps` has them; the gradient is that of the ranges over the levels."""
+    exact = ranges.clamp(min=_SMALLEST) / (2 ** (bits - 1) - 1)
+    half = exact.detach().to(torch.float16)
+    above = (half.view(torch.int16) + 1).view(torch.float16)  # the next positive number
+    held = torch.where(half.float() < exact, above, half).float()
+    return held + (exact - exact.detach())
+
+
+class _Rounded(torch.autograd.Function):
+    """The values as integers times a step represent them; the gradient of LSQ (Esser et al. 2020,
+    arXiv:1902.08153, equations 2 and 3)."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        levels = values / step
+        ctx.save_for_backward(levels)
+        ctx.limits = low, high
+        return levels.round().clamp_(low, high).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (levels,) = ctx.saved_tensors
+        low, high = ctx.limits
+        inside = (levels >= low) & (levels <= high)
+        for_step = None
+        if ctx.needs_input_grad[1]:
+            error = levels.round().clamp_(low, high) - levels * inside
+            for_step = (gradient * error).sum()
+        return gradient * inside, for_step, None, None
+
+
+class Quantizer(nn.Module):
+    """Rounds what one tensor holds, and the weights of the layers that take it.
+
+    The parameter is the logarithm of the range, so that a step of the optimiser changes a wide
+    and a narrow range by the same share (Jain et al. 2019, arXiv:1903.08066). While `enabled` is
+    off, all passes as it is.
+    """
+
+    def __init__(self, bits: int = BITS) -> None:
+        super().__init__()
+        self.bits, self.enabled = bits, True
+        self.log_range = nn.Parameter(torch.zeros(()))
+
+    @property
+    def step(self) -> Tensor:
+        """The step of the tensor's integers, float32 [], a number that float16 holds."""
+        return steps(self.log_range.exp(), self.bits)
+
+    @torch.no_grad()
+    def set_step(self, step: float) -> None:
+        """Has `step` be that one, a number that float16 holds."""
+        levels = 2 ** (self.bits - 1) - 1
+        # A little less: logarithm and exponential are not exact, and steps are rounded up.
+        self.log_range.fill_(step * levels * (1 - 1e-4)).log_()
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The tensor as its integers represent it."""
+        if not self.enabled:
+            return values
+        high = 2 ** (self.bits - 1) - 1
+        return cast(Tensor, _Rounded.apply(values.float(), self.step, -high - 1, high))
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """A weight [out, ...] as its integers represent it, by output channel."""
+        if not self.enabled:
+            return weight
+        largest = weight.detach().abs().flatten(1).amax(1)
+        largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+        step = steps(largest, self.bits).reshape(-1, *[1] * (weight.ndim - 1))
+        levels = weight / step
+        return (levels.detach().round() + (levels - levels.detach())) * step
+
+
+class FakeLayer(nn.Module):
+    """What the layers here have in common: the quantiser of their input, perhaps shared with other
+    layers that take the same tensor, and the weight in the form that is rounded."""
+
+    quantizer: Quantizer
+    WEIGHT = "weight"
+
+    def float_weight(self) -> Tensor:
+        """The weight [out, ...] that is rounded, with all that is folded into it."""
+        return cast(Tensor, getattr(self, self.WEIGHT))
+
+    def rounded(self) -> Tensor:
+        """The same after rounding."""
+        return self.quantizer.weight(self.float_weight())
+
+    def product(self, values: Tensor, weight: Tensor) -> Tensor:
+        """What the layer makes of its input by a weight of that form, without its bias."""
+        return F.linear(values, weight)
+
+
+class FakeLinear(FakeLayer, nn.Linear):
+    """A Linear."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(self.quantizer(input), self.rounded(), self.bias)
+
+
+class FakeConv2d(FakeLayer, nn.Conv2d):
+    """A convolution, with the batch normalisation that follows it, if any, folded in.
+
+    While that one is in training its statistics are the batch's: the weight is rounded as it will
+    be by the running statistics, and the output divided by the factor again (Krishnamoorthi 2018,
+    arXiv:1806.08342, section 3.2.2).
+    """
+
+    norm: tuple[Any, ...] = ()  # in a tuple, not to be a module of this one as well
+
+    def float_weight(self) -> Tensor:
+        if not self.norm:
+            return self.weight
+        return self.weight * self._factor().reshape(-1, 1, 1, 1)
+
+    def _factor(self) -> Tensor:
+        (norm,) = self.norm
+        return cast(Tensor, norm.weight * torch.rsqrt(norm.running_var + norm.eps))
+
+    def product(self, values: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(values, weight, None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        values, weight, bias = self.quantizer(input), self.rounded(), self.bias
+        if not self.norm:
+            return self._conv_forward(values, weight, bias)
+        (norm,) = self.norm
+        factor = self._factor()
+        before = 0 if bias is None else bias
+        if not norm.training:
+            shift = norm.bias + (before - norm.running_mean) * factor
+            return self._conv_forward(values, weight, shift)
+        apart = torch.where(factor.abs() < _TINY, torch.full_like(factor, _TINY), factor)
+        found = self.product(values, weight) / apart.reshape(-1, 1, 1)
+        return found if bias is None else found + bias.reshape(-1, 1, 1)
+
+
+class FoldedNorm(nn.Module):
+    """A batch normalisation that is part of the convolution before it, but in training; what timm
+    puts into one beside it, its activation, stays."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training:
+            return cast(Tensor, super().forward(input))
+        act: Any = getattr(self, "act", None)
+        return input if act is None else cast(Tensor, act(input))
+
+
+class FakeAttention(FakeLayer, nn.MultiheadAttention):
+    """Self-attention, its three Linears as one with the scale folded into Q, as export has it."""
+
+    WEIGHT = "in_proj_weight"
+
+    def _scale(self) -> Tensor:
+        scale = torch.ones_like(self.in_proj_bias)
+        scale[: self.embed_dim] = self.head_dim**-0.5
+        return scale
+
+    def float_weight(self) -> Tensor:
+        return self.in_proj_weight * self._scale()[:, None]
+
+    def forward(self, query: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:  # type: ignore[override]
+        count, length, width = query.shape
+        bias = self.in_proj_bias * self._scale()
+        parts = F.linear(self.quantizer(query), self.rounded(), bias)
+        parts = parts.reshape(count, length, 3 * self.num_heads, -1).transpose(1, 2)
+        q, k, v = parts.split(self.num_heads, dim=1)  # [N, heads, length, head] each
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return self.out_proj(mixed.transpose(1, 2).reshape(count, length, width)), None
+
+
+class FakeTower(FakeLayer, VisionTransformer):
+    """open_clip's vision transformer, whose projection is a parameter of its own."""
+
+    WEIGHT = "proj"
+
+    def float_weight(self) -> Tensor:
+        return cast(Tensor, self.proj).T
+
+    def forward(self, x: Tensor) -> Any:
+        pooled, tokens = self._pool(self.transformer(self._embeds(x)))
+        pooled = self.product(self.quantizer(pooled), self.rounded())
+        return (pooled, tokens) if self.output_tokens else pooled
