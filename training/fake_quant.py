@@ -21,6 +21,7 @@ from training import torchvision_ops as torchvision_ops  # before open_clip
 from open_clip.transformer import VisionTransformer
 
 BITS = 8
+RANGE = "log_range"
 _SMALLEST = 1e-5  # the smallest range, as `calibration.ranges` has it
 _TINY = 1e-12
 
@@ -119,6 +120,15 @@ class FakeLayer(nn.Module):
     def product(self, values: Tensor, weight: Tensor) -> Tensor:
         """What the layer makes of its input by a weight of that form, without its bias."""
         return F.linear(values, weight)
+
+
+def fake_layers(model: nn.Module) -> dict[str, FakeLayer]:
+    """The fake-quantised layers of a model, by the names of their weights in the checkpoint."""
+    return {
+        f"{path}.{module.WEIGHT}" if path else module.WEIGHT: module
+        for path, module in model.named_modules()
+        if isinstance(module, FakeLayer)
+    }
 
 
 class FakeLinear(FakeLayer, nn.Linear):

@@ -55,6 +55,8 @@ def prepare(options: TrainOptions, fabric: Fabric, console: Console) -> Material
     Raises DataError for what does not work, before anything is trained.
     """
     clip = make_model(options)
+    if options.qat and {n for group in image_groups(clip.model) for n in group} <= clip.fresh:
+        raise DataError("--qat goes on from a trained model: name its folder by --model or --init")
     content, spec = text_side(clip, options.tokenizer, options.templates)
     tokenizer = Tokenizer(content, spec)
     with Progress(console=console, transient=True, disable=console.quiet) as progress:

@@ -10,7 +10,7 @@ ranges are found by `qat_ranges.calibrate`, and training goes on from there:
     save(clip, folder, record)  # writes the float weights, and quantization.json beside them
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from . import torchvision_ops as torchvision_ops  # before open_clip
 # isort: split
 import open_clip.modified_resnet
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from timm.layers import Linear as TimmLinear
+from timm.layers.linear import Linear as TimmLinear
 
 from .fake_quant import (
     BITS,
@@ -34,10 +34,13 @@ from .fake_quant import (
     FakeTower,
     FoldedNorm,
     Quantizer,
+    fake_layers,
 )
 from .fold import pairs
 from .model import ClipModel
+from .quantization import NAME
 
+_NAMED = 4
 _LINEARS = (nn.Linear, TimmLinear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 _MERGES = ("reparameterize", "fuse", "switch_to_deploy")  # as timm's reparameterize_model has it
 _OTHERS = (
@@ -49,21 +52,13 @@ _OTHERS = (
 )
 
 
-def fake_quantize(clip: ClipModel, bits: int = BITS, float_layers: Collection[str] = ()) -> None:
-    """Exchanges, in place, what export's int8 quantises of the image tower.
-
-    Layers are named by their weights in the checkpoint, `visual.conv1.weight` say; those in
-    `float_layers` stay as they are. A tensor that several layers take has one quantiser. Raises
-    DataError for a tower, or a name, that there is no such form of.
-    """
+def fake_quantize(clip: ClipModel, bits: int = BITS) -> None:
+    """Exchanges, in place, what export's int8 quantises of the image tower: all its Linears and
+    convolutions. A tensor that several of them take has one quantiser. Raises DataError for a tower
+    with a layer that there is no such form of."""
     visual: Any = clip.model.visual
     folds = pairs(visual, _example(clip))
-    chosen = _chosen(clip)
-    for name in float_layers:
-        if name not in chosen:
-            raise DataError(f"--qat-float {name}: no such layer; there are {', '.join(chosen)}")
-    for name in chosen.keys() - set(float_layers):
-        module, kind = chosen[name]
+    for module, kind in _chosen(clip):
         module.__class__ = kind
         module.quantizer = Quantizer(bits).to(next(module.parameters()).device)
     for convolution, norm in folds:
@@ -74,15 +69,6 @@ def fake_quantize(clip: ClipModel, bits: int = BITS, float_layers: Collection[st
     _share(clip)
 
 
-def fake_layers(model: nn.Module) -> dict[str, FakeLayer]:
-    """The fake-quantised layers of a model, by the names of their weights."""
-    return {
-        f"{path}.{module.WEIGHT}" if path else module.WEIGHT: module
-        for path, module in model.named_modules()
-        if isinstance(module, FakeLayer)
-    }
-
-
 def freeze_norms(clip: ClipModel) -> None:
     """Has the tower's batch normalisation keep its statistics: from then on the training computes
     what the file will."""
@@ -91,9 +77,19 @@ def freeze_norms(clip: ClipModel) -> None:
             module.eval()
 
 
-def _chosen(clip: ClipModel) -> dict[str, tuple[Any, type[FakeLayer]]]:
-    """Every layer that is to be quantised, by its weight's name: the module, and its new class."""
-    found: dict[str, tuple[Any, type[FakeLayer]]] = {}
+def set_steps(clip: ClipModel, steps: Mapping[str, float]) -> None:
+    """Gives each layer's input of a fake-quantised tower its step, by the layers' names. Raises
+    DataError where these are not its layers."""
+    layers = fake_layers(clip.model)
+    if wrong := sorted(layers.keys() ^ steps.keys()):
+        raise DataError(f"{NAME} is not of this model: {', '.join(wrong[:_NAMED])}")
+    for name, layer in layers.items():
+        layer.quantizer.set_step(steps[name])
+
+
+def _chosen(clip: ClipModel) -> list[tuple[Any, type[FakeLayer]]]:
+    """Every layer that is to be quantised, and its new class."""
+    found: list[tuple[Any, type[FakeLayer]]] = []
     attentions = {
         module.attn
         for module in clip.model.visual.modules()
@@ -102,7 +98,7 @@ def _chosen(clip: ClipModel) -> dict[str, tuple[Any, type[FakeLayer]]]:
     for path, module in clip.model.visual.named_modules(prefix="visual"):
         kind = _kind(module, attentions)
         if kind:
-            found[f"{path}.{kind.WEIGHT}"] = module, kind
+            found.append((module, kind))
         elif isinstance(module, _OTHERS) or any(hasattr(module, name) for name in _MERGES):
             raise DataError(
                 f"--qat: {clip.name} has a layer that cannot be fake-quantised yet: {path}, "

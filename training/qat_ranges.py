@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from runtime.errors import DataError
 
 from .evaluate import normalise
-from .fake_quant import FakeConv2d, FakeLayer, Quantizer
+from .fake_quant import FakeConv2d, FakeLayer, Quantizer, fake_layers
 from .model import ClipModel
-from .qat import fake_layers, forward
+from .qat import forward
 
-CALIBRATION_BATCHES = 8
+CALIBRATION = 8  # batches
 _KEPT = 8  # frames, on which ranges are compared
 _SHARES = [0.9**n for n in range(24)]  # of the largest value
 _ALPHAS = (0.25, 0.5, 0.75, 1.0)
@@ -77,9 +77,7 @@ def calibrate(clip: ClipModel, batches: Iterable[Tensor]) -> None:
         quantizer.log_range.fill_(best.range).log_()
 
 
-def _observed(
-    clip: ClipModel, batches: Iterable[Tensor]
-) -> tuple[dict[Quantizer, Seen], Tensor]:
+def _observed(clip: ClipModel, batches: Iterable[Tensor]) -> tuple[dict[Quantizer, Seen], Tensor]:
     """What each quantiser sees of the float model; and some of the pixels."""
     found: dict[Quantizer, Seen] = {}
     for layer in fake_layers(clip.model).values():

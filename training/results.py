@@ -173,6 +173,8 @@ class Results:
             words += f"; the next one lost more than --guard-drop {self.options.guard_drop:g}"
         if self.options.ema:
             words += "; averaged (--ema)"
+        if self.options.qat:
+            words += f"; measured as int{self.options.qat_bits} (--qat)"
         if self.options.wise_ft is not None:
             words += f"; mixed with the start, alpha {self.options.wise_ft:g}"
         return words

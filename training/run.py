@@ -24,10 +24,12 @@ from .loss import clamp_scale
 from .model import ClipModel
 from .objective import Objective
 from .options import TrainOptions
+from .qat import freeze_norms
 from .step import Step
 from .towers import Towers
 
 _NAMED = 4
+ADAPTING = 0.5  # of a --qat, the share in which batch normalisation follows the rounded values
 
 
 class Run:
@@ -80,6 +82,8 @@ class Run:
 
         Raises DataError, naming the pictures, where the loss or the gradient is not finite.
         """
+        if self.options.qat and self.number >= self.total * ADAPTING:
+            freeze_norms(self.clip)
         factor = learning_rate(self.number, self._warmup, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
