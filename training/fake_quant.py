@@ -33,7 +33,8 @@ def steps(ranges: Tensor, bits: int) -> Tensor:
     half = exact.detach().to(torch.float16)
     above = (half.view(torch.int16) + 1).view(torch.float16)  # the next positive number
     held = torch.where(half.float() < exact, above, half).float()
-    return held + (exact - exact.detach())
+    made: Tensor = held + (exact - exact.detach())
+    return made
 
 
 class _Rounded(torch.autograd.Function):
@@ -48,7 +49,7 @@ class _Rounded(torch.autograd.Function):
         return levels.round().clamp_(low, high).mul_(step)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (levels,) = ctx.saved_tensors
         low, high = ctx.limits
         inside = (levels >= low) & (levels <= high)
@@ -89,7 +90,8 @@ class Quantizer(nn.Module):
         if not self.enabled:
             return values
         high = 2 ** (self.bits - 1) - 1
-        return cast(Tensor, _Rounded.apply(values.float(), self.step, -high - 1, high))
+        apply: Any = _Rounded.apply
+        return cast(Tensor, apply(values.float(), self.step, -high - 1, high))
 
     def weight(self, weight: Tensor) -> Tensor:
         """A weight [out, ...] as its integers represent it, by output channel."""
@@ -146,7 +148,7 @@ class FakeConv2d(FakeLayer, nn.Conv2d):
     arXiv:1806.08342, section 3.2.2).
     """
 
-    norm: tuple[Any, ...] = ()  # in a tuple, not to be a module of this one as well
+    norm: tuple[nn.Module, ...] = ()  # in a tuple, not to be a module of this one as well
 
     def float_weight(self) -> Tensor:
         if not self.norm:
@@ -154,25 +156,27 @@ class FakeConv2d(FakeLayer, nn.Conv2d):
         return self.weight * self._factor().reshape(-1, 1, 1, 1)
 
     def _factor(self) -> Tensor:
-        (norm,) = self.norm
-        return cast(Tensor, norm.weight * torch.rsqrt(norm.running_var + norm.eps))
+        norm: Any = self.norm[0]
+        factor: Tensor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return factor
 
     def product(self, values: Tensor, weight: Tensor) -> Tensor:
-        return self._conv_forward(values, weight, None)
+        made: Tensor = self._conv_forward(values, weight, None)
+        return made
 
     def forward(self, input: Tensor) -> Tensor:
-        values, weight, bias = self.quantizer(input), self.rounded(), self.bias
+        made: Any = self.product(self.quantizer(input), self.rounded())
+        bias = 0 if self.bias is None else self.bias.reshape(-1, 1, 1)
         if not self.norm:
-            return self._conv_forward(values, weight, bias)
-        (norm,) = self.norm
-        factor = self._factor()
-        before = 0 if bias is None else bias
+            return cast(Tensor, made + bias)
+        norm: Any = self.norm[0]
+        factor = self._factor().reshape(-1, 1, 1)
         if not norm.training:
-            shift = norm.bias + (before - norm.running_mean) * factor
-            return self._conv_forward(values, weight, shift)
+            mean, beta = norm.running_mean.reshape(-1, 1, 1), norm.bias.reshape(-1, 1, 1)
+            return cast(Tensor, made + (beta + (bias - mean) * factor))
+        # The normalisation itself does the rest.
         apart = torch.where(factor.abs() < _TINY, torch.full_like(factor, _TINY), factor)
-        found = self.product(values, weight) / apart.reshape(-1, 1, 1)
-        return found if bias is None else found + bias.reshape(-1, 1, 1)
+        return cast(Tensor, made / apart + bias)
 
 
 class FoldedNorm(nn.Module):
@@ -199,25 +203,28 @@ class FakeAttention(FakeLayer, nn.MultiheadAttention):
     def float_weight(self) -> Tensor:
         return self.in_proj_weight * self._scale()[:, None]
 
-    def forward(self, query: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:  # type: ignore[override]
+    def forward(self, query: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
         count, length, width = query.shape
         bias = self.in_proj_bias * self._scale()
         parts = F.linear(self.quantizer(query), self.rounded(), bias)
         parts = parts.reshape(count, length, 3 * self.num_heads, -1).transpose(1, 2)
-        q, k, v = parts.split(self.num_heads, dim=1)  # [N, heads, length, head] each
+        q, k, v = parts.chunk(3, dim=1)  # [N, heads, length, head] each
         mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-        return self.out_proj(mixed.transpose(1, 2).reshape(count, length, width)), None
+        out: Any = self.out_proj
+        return out(mixed.transpose(1, 2).reshape(count, length, width)), None
 
 
-class FakeTower(FakeLayer, VisionTransformer):
+class FakeTower(FakeLayer, VisionTransformer):  # type: ignore[misc]
     """open_clip's vision transformer, whose projection is a parameter of its own."""
 
     WEIGHT = "proj"
 
     def float_weight(self) -> Tensor:
-        return cast(Tensor, self.proj).T
+        proj: Any = self.proj
+        return cast(Tensor, proj.T)
 
     def forward(self, x: Tensor) -> Any:
-        pooled, tokens = self._pool(self.transformer(self._embeds(x)))
+        tower: Any = self
+        pooled, tokens = tower._pool(tower.transformer(tower._embeds(x)))
         pooled = self.product(self.quantizer(pooled), self.rounded())
-        return (pooled, tokens) if self.output_tokens else pooled
+        return (pooled, tokens) if tower.output_tokens else pooled

@@ -17,7 +17,8 @@ from .qat import forward
 
 CALIBRATION = 8  # batches
 _KEPT = 8  # frames, on which ranges are compared
-_SHARES = [0.9**n for n in range(24)]  # of the largest value
+_ROWS = 64  # of each, where a Linear takes them
+_SHARES = [0.85**n for n in range(14)]  # of the largest value
 _ALPHAS = (0.25, 0.5, 0.75, 1.0)
 _SMALLEST = 1e-5
 _SAME = 1e-4
@@ -40,15 +41,23 @@ class Seen:
     channels: Tensor | None = None
     """The largest magnitude of each channel [C]."""
     kept: list[Tensor] = field(default_factory=list)
+    frames: int = 0
 
     def add(self, values: Tensor) -> None:
         """Takes in a batch's values."""
         other = [a for a in range(values.ndim) if a != self.axis % values.ndim]
         largest = values.abs().amax(other)
         self.channels = largest if self.channels is None else self.channels.maximum(largest)
-        missing = _KEPT - sum(map(len, self.kept))
+        missing = _KEPT - self.frames
+        self.frames += len(values)
         if missing > 0:
-            self.kept.append(values[:missing].clone())
+            self.kept.append(self._some(values[:missing]))
+
+    def _some(self, values: Tensor) -> Tensor:
+        if self.axis == 1:
+            return values.clone()
+        rows = values.flatten(0, -2)
+        return rows[:: -(-len(rows) // (_ROWS * len(values)))].clone()
 
     @property
     def axis(self) -> int:
