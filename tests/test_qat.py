@@ -34,11 +34,13 @@ from training import qat_ranges
 from training.batches import Batch
 from training.evaluate import image_encoder
 from training.fake_quant import FakeConv2d, Quantizer, fake_layers, steps
+from training.finetune import Guard
 from training.model import WEIGHTS, ClipModel, create, save
 from training.options import TrainOptions
 from training.qat import fake_quantize, freeze_norms
 from training.qat_ranges import calibrate
 from training.quantization import NAME
+from training.results import Results
 from training.run import Run
 from training.state import load_state
 from training.trainer import train
@@ -128,22 +130,25 @@ def round_trip(step: float) -> ModelProto:
 
 
 def test_the_gradients_of_lsq_by_hand() -> None:
-    """Esser et al. 2020, equation 3: -128 and 127 where it is clipped, else the rounding's error;
-    to the values it passes where they are not clipped."""
+    """Esser et al. 2020, equation 3: -128 and 127 where it is clipped, else the rounding's error,
+    scaled by 1 / sqrt(values * 127); to the values it passes where they are not clipped."""
     quantizer = Quantizer()
     quantizer.set_step(0.5)
-    values = torch.tensor([-100.0, 0.3, 0.6, 100.0], requires_grad=True)
-    (quantizer(values) * torch.tensor([1.0, 10.0, 100.0, 1000.0])).sum().backward()
+    values = torch.tensor([[-100.0, 0.3, 0.6, 100.0]], requires_grad=True)
+    weighted: Any = quantizer(values) * torch.tensor([[1.0, 10.0, 100.0, 1000.0]])
+    weighted.sum().backward()
     for_step = -128 + 10 * (1 - 0.6) + 100 * (1 - 1.2) + 1000 * 127
     assert quantizer.log_range.grad is not None
     # d step / d log range = step
-    assert quantizer.log_range.grad.item() == pytest.approx(for_step * 0.5, rel=1e-3)
-    assert values.grad is not None and values.grad.tolist() == [0, 10, 100, 0]
+    scaled = for_step / (4 * 127) ** 0.5
+    assert quantizer.log_range.grad.item() == pytest.approx(scaled * 0.5, rel=1e-3)
+    assert values.grad is not None and values.grad.tolist() == [[0, 10, 100, 0]]
 
 
 def test_a_weight_takes_the_gradient_as_if_it_were_not_rounded() -> None:
     weight = torch.randn(4, 3, requires_grad=True)
-    Quantizer().weight(weight).sum().backward()
+    made: Any = Quantizer().weight(weight)
+    made.sum().backward()
     assert weight.grad is not None
     torch.testing.assert_close(weight.grad, torch.ones(4, 3))
 
@@ -185,12 +190,9 @@ def test_a_tower_that_merges_its_branches_is_refused(model: str) -> None:
 
 def test_batch_norm_in_training_is_that_of_the_rounded_convolution() -> None:
     torch.manual_seed(0)
-    conv, norm = nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5)
-    assert norm.running_var is not None and norm.running_mean is not None
-    norm.running_var.uniform_(0.5, 2)
     clip = settled_norms(create("nano"))
     wrapped(clip)
-    layer = next(l for l in fake_layers(clip.model).values() if isinstance(l, FakeConv2d))
+    layer = next(own for own in fake_layers(clip.model).values() if isinstance(own, FakeConv2d))
     own: Any = layer.norm[0]
     values = torch.randn(4, layer.in_channels, 8, 8)
     with torch.no_grad():
@@ -209,7 +211,7 @@ def test_batch_norm_in_training_is_that_of_the_rounded_convolution() -> None:
         torch.testing.assert_close(layer(values), folded + shift.reshape(-1, 1, 1))
 
 
-def outliers(clip: ClipModel, factor: float = 300.0) -> None:
+def outliers(clip: ClipModel, factor: float = 3000.0) -> None:
     """The same float function, with a few channels of each LayerNorm larger."""
     smooth = torch.ones(48)
     smooth[[3, 17]] = factor
@@ -302,7 +304,7 @@ def test_a_range_of_another_layer_shows(clip: ClipModel, tmp_path: Path) -> None
     as_trained = image_encoder(wrapped(clip))(frames)
     layer = list(fake_layers(clip.model).values())[3]
     with torch.no_grad():
-        layer.quantizer.log_range -= 1.0
+        layer.quantizer.log_range.sub_(1.0)
     int8, _ = exported(clip, tmp_path / "checkpoint")
     assert row_cosines(encoder(int8)(frames), as_trained).min() < 0.9999
 
@@ -361,16 +363,14 @@ def test_a_training_goes_on_from_its_checkpoint_as_int8(
     assert list(plain.model.state_dict()) == list(start.model.state_dict())
     trained = read_trained(plain)
     assert trained is not None
-    before = wrapped(create(str(checkpoint)))
-    moved = [
-        own.quantizer.log_range.item() != other.quantizer.log_range.item()
-        for own, other in zip(
-            fake_layers(trained.clip.model).values(),
-            fake_layers(before.model).values(),
-            strict=True,
-        )
-    ]
-    assert all(moved)  # the ranges are learned
+    before = ranges_of(wrapped(create(str(checkpoint))))
+    after = ranges_of(trained.clip)
+    assert all(before[name] != after[name] for name in before)  # they are learned
+
+
+def ranges_of(clip: ClipModel) -> dict[str, float]:
+    layers = fake_layers(clip.model)
+    return {name: layer.quantizer.log_range.item() for name, layer in layers.items()}
 
 
 def test_export_takes_the_trained_ranges(
@@ -413,7 +413,7 @@ def test_a_run_that_is_killed_goes_on_with_its_ranges(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chosen = {"out": tmp_path / "out", "val": fitted[0].parent / "val"}
+    chosen: dict[str, Any] = {"out": tmp_path / "out", "val": fitted[0].parent / "val"}
     advance = Run.advance
 
     def dying(self: Run, batch: Batch) -> dict[str, float]:
@@ -433,6 +433,29 @@ def test_a_run_that_is_killed_goes_on_with_its_ranges(
 def test_an_average_is_of_the_ranges_too(checkpoint: Path, squares: Path, tmp_path: Path) -> None:
     train(options(squares, tmp_path / "out", checkpoint, epochs=1, ema=0.9), quiet=True)
     assert read_trained(create(str(tmp_path / "out"))) is not None
+
+
+def test_the_guard_goes_back_to_the_ranges_of_the_epoch_before(
+    checkpoint: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = iter([True, False])
+    monkeypatch.setattr(Guard, "holds", lambda *_: next(held))
+    chosen = options(squares, tmp_path / "out", checkpoint, epochs=3, guard=squares, lr=1e-2)
+    record = train(chosen, quiet=True)
+    assert record["stopped_by_guard"]
+    one = options(squares, tmp_path / "one", checkpoint, epochs=3, guard=squares, lr=1e-2)
+    monkeypatch.setattr(Guard, "holds", lambda *_: True)
+    kept: list[bytes] = []
+    epoch = Results.epoch
+
+    def watching(self: Results, *given: Any) -> bool:
+        found = epoch(self, *given)
+        kept.append((one.out / NAME).read_bytes())
+        return found
+
+    monkeypatch.setattr(Results, "epoch", watching)
+    train(one, quiet=True)
+    assert (chosen.out / NAME).read_bytes() == kept[0] != kept[1]
 
 
 def test_statistics_are_frozen_in_the_second_half(

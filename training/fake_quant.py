@@ -9,6 +9,7 @@ torchao's eager fake quantisers know Linears alone, with inputs by token; its gr
 the model as a graph of other modules and other names. Neither has steps that float16 holds.
 """
 
+import math
 from typing import Any, cast
 
 import torch
@@ -56,7 +57,8 @@ class _Rounded(torch.autograd.Function):
         for_step = None
         if ctx.needs_input_grad[1]:
             error = levels.round().clamp_(low, high) - levels * inside
-            for_step = (gradient * error).sum()
+            # Scaled as in section 2.2, or it would fill the norm that gradients are clipped to.
+            for_step = (gradient * error).sum() / math.sqrt(levels[0].numel() * high)
         return gradient * inside, for_step, None, None
 
 
