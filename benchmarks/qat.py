@@ -4,8 +4,8 @@
 
 Top-1 on `--val` of fp32; of the same model quantised after training (PTQ: the same granularity and
 the ranges that a --qat begins with); and of a --qat. So that more training is not taken for its
-merit, the model is also trained on for as long without --qat, and then quantised. With 8 bits both
-trained models are exported, and the int8 file is compared with the model as it was trained.
+merit, the model is also trained on for as long without --qat, and then quantised. With 8 bits the
+int8 file is compared with the model as it was trained.
 """
 
 import argparse
@@ -27,14 +27,16 @@ from calibration.sampling import sample
 from calibration.sensitivity import encoder
 from export.to_onnx import write_onnx
 from export.towers import ImageEncoder
-from export.trained_ranges import read_trained
+from export.trained_ranges import read_trained, restored
 from runtime.prompts import build_bank
 from runtime.tokenizer import Tokenizer
 from training.evaluate import image_encoder, text_encoder
-from training.model import ClipModel, create
+from training.fake_quant import BITS
+from training.model import WEIGHTS, ClipModel, create
 from training.options import TrainOptions
 from training.qat import fake_quantize
 from training.qat_ranges import CALIBRATION, calibrate
+from training.quantization import read_quantization
 from training.text import text_side
 from training.trainer import train
 
@@ -69,6 +71,13 @@ def after_training(folder: Path, bits: int, seen: FrameSet, judged: FrameSet) ->
     return top1(clip, embedded(clip, judged), judged)
 
 
+def as_trained(folder: Path) -> ClipModel:
+    """The model of a --qat's checkpoint, fake-quantised."""
+    found = read_quantization(folder, folder / WEIGHTS)
+    assert found is not None
+    return restored(create(str(folder)), found).clip
+
+
 def equality(folder: Path, store: Path, judged: FrameSet) -> str:
     """How near the int8 file of a --qat is to the model as it was trained."""
     clip = create(str(folder))
@@ -78,21 +87,43 @@ def equality(folder: Path, store: Path, judged: FrameSet) -> str:
     example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
     write_onnx(ImageEncoder(clip), example, "frames", store)
     model = onnx.load(store)
-    int8 = encoder(quantize(model, find_layers(model), trained.ranges(model)))
-    rows = np.concatenate([int8(batch) for batch in judged.batches(BATCH)])
-    cosines = row_cosines(rows, embedded(trained.clip, judged))
-    low, p1, middle = np.quantile(cosines, [0, 0.01, 0.5])
-    return (
-        f"int8 file: top-1 {top1(clip, rows, judged):.1%}; cosine with the model as it was "
-        f"trained: least {low:.6f}, 1st percentile {p1:.6f}, median {middle:.6f}"
+    int8 = quantize(model, find_layers(model), trained.ranges(model))
+    rows, plain = (
+        np.concatenate([run(batch) for batch in judged.batches(BATCH)])
+        for run in (encoder(int8), encoder(int8, optimise=False))
     )
+    return (
+        f"int8 file: top-1 {top1(clip, rows, judged):.1%}; its cosines with the model as it was "
+        f"trained {spread(rows, embedded(trained.clip, judged))}; "
+        f"with itself as ONNX Runtime runs it without optimisation {spread(rows, plain)}"
+    )
+
+
+def spread(one: Rows, other: Rows) -> str:
+    low, p1, middle = np.quantile(row_cosines(one, other), [0, 0.01, 0.5])
+    return f"least {low:.6f}, 1st percentile {p1:.6f}, median {middle:.6f}"
+
+
+def fit(chosen: argparse.Namespace, out: Path, **more: Any) -> Path:
+    """Trains the checkpoint on; returns the folder of what it became."""
+    options = TrainOptions(
+        data=str(chosen.data),
+        out=out,
+        model=str(chosen.checkpoint),
+        epochs=chosen.epochs,
+        lr=chosen.lr,
+        flip=True,
+        **more,
+    )
+    train(options, quiet=True)
+    return out
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--val", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="a folder of classes to train on")
+    parser.add_argument("--val", type=Path, required=True, help="another one to measure on")
     parser.add_argument("--bits", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=1e-4)
@@ -101,63 +132,40 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def compare(chosen: argparse.Namespace, folder: Path) -> None:
+    clip = create(str(chosen.checkpoint))
+    seen = drawn(clip, chosen.data, folder / "seen", BATCH * CALIBRATION)
+    judged = drawn(clip, chosen.val, folder / "judged", 10**6)
+
+    def say(what: str, found: float, more: str = "") -> float:
+        print(f"{what:32}{found:7.1%}{more}", flush=True)
+        return found
+
+    print(f"{clip.name}, {len(judged)} frames, {chosen.bits} bits")
+    fp32 = say("fp32", top1(clip, embedded(clip, judged), judged))
+    ptq = after_training(chosen.checkpoint, chosen.bits, seen, judged)
+    say("PTQ", ptq, f"  {100 * (fp32 - ptq):.1f} points lost")
+    if chosen.ptq_alone:
+        return
+    if not chosen.no_control:
+        out = fit(chosen, folder / "float")
+        further = create(str(out))
+        say("fp32, trained on as long", top1(further, embedded(further, judged), judged))
+        say("PTQ of that", after_training(out, chosen.bits, seen, judged))
+    out = fit(chosen, folder / "qat", qat=True, qat_bits=chosen.bits)
+    plain, trained = create(str(out)), as_trained(out)
+    say("fp32 of the --qat's weights", top1(plain, embedded(plain, judged), judged))
+    qat = top1(trained, embedded(trained, judged), judged)
+    share = f"  {(qat - ptq) / (fp32 - ptq):.0%} of the loss recovered" if fp32 > ptq else ""
+    say("QAT", qat, share)
+    if chosen.bits == BITS:
+        print(equality(out, folder / "image.onnx", judged))
+
+
 def main() -> None:
     chosen = parse()
-    clip = create(str(chosen.checkpoint))
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        seen = drawn(clip, chosen.data, folder / "seen", BATCH * CALIBRATION)
-        judged = drawn(clip, chosen.val, folder / "judged", 10**6)
-        print(f"{clip.name}, {len(judged)} frames, {chosen.bits} bits")
-        fp32 = top1(clip, embedded(clip, judged), judged)
-        print(f"fp32 {fp32:.1%}", flush=True)
-        ptq = after_training(chosen.checkpoint, chosen.bits, seen, judged)
-        print(f"PTQ {ptq:.1%}: {100 * (fp32 - ptq):.1f} points lost", flush=True)
-        if chosen.ptq_alone:
-            return
-
-        def fit(out: str, **more: Any) -> Path:
-            options = TrainOptions(
-                data=str(chosen.data),
-                out=folder / out,
-                model=str(chosen.checkpoint),
-                epochs=chosen.epochs,
-                lr=chosen.lr,
-                flip=True,
-                **more,
-            )
-            train(options, quiet=True)
-            return options.out
-
-        if not chosen.no_control:
-            further = create(str(fit("float")))
-            found = top1(further, embedded(further, judged), judged)
-            print(f"fp32 trained on as long {found:.1%}", flush=True)
-            found = after_training(folder / "float", chosen.bits, seen, judged)
-            print(f"PTQ of that {found:.1%}", flush=True)
-        out = fit("qat", qat=True, qat_bits=chosen.bits)
-        plain = create(str(out))
-        found = top1(plain, embedded(plain, judged), judged)
-        print(f"fp32 of the --qat's weights {found:.1%}")
-        qat = trained_top1(out, chosen.bits, judged)
-        share = (qat - ptq) / (fp32 - ptq) if fp32 > ptq else float("nan")
-        print(f"QAT {qat:.1%}: {share:.0%} of the loss recovered", flush=True)
-        if chosen.bits == 8:
-            print(equality(out, folder / "image.onnx", judged))
-
-
-def trained_top1(folder: Path, bits: int, judged: FrameSet) -> float:
-    """Top-1 of a --qat's checkpoint as it was trained."""
-    from training.model import WEIGHTS
-    from training.qat import set_steps
-    from training.quantization import read_quantization
-
-    clip = create(str(folder))
-    found = read_quantization(folder, folder / WEIGHTS)
-    assert found is not None
-    fake_quantize(clip, bits)
-    set_steps(clip, found.input_steps)
-    return top1(clip, embedded(clip, judged), judged)
+        compare(chosen, Path(name))
 
 
 if __name__ == "__main__":

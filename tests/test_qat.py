@@ -28,6 +28,7 @@ from export.precisions import CalibrationOptions
 from export.to_onnx import write_onnx
 from export.towers import ImageEncoder
 from export.trained_ranges import Trained, read_trained
+from export.verify import verify
 from runtime import manifest
 from runtime.errors import DataError
 from training import qat_ranges
@@ -396,6 +397,7 @@ def test_export_takes_the_trained_ranges(
     half = steps_of(onnx.load(chosen.bundle / found.precisions["int8_fp16"].image))
     recorded = set(json.loads((fitted[0] / NAME).read_text())["input_steps"].values())
     assert written == half == recorded
+    assert verify(chosen.bundle) == []
     assert "those of the training" in (chosen.bundle / "report" / "report.md").read_text()
 
 
