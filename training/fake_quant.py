@@ -24,7 +24,6 @@ from open_clip.transformer import VisionTransformer
 BITS = 8
 RANGE = "log_range"
 _SMALLEST = 1e-5  # the smallest range, as `calibration.ranges` has it
-_TINY = 1e-12
 
 
 def steps(ranges: Tensor, bits: int) -> Tensor:
@@ -143,12 +142,8 @@ class FakeLinear(FakeLayer, nn.Linear):
 
 
 class FakeConv2d(FakeLayer, nn.Conv2d):
-    """A convolution, with the batch normalisation that follows it, if any, folded in.
-
-    While that one is in training its statistics are the batch's: the weight is rounded as it will
-    be by the running statistics, and the output divided by the factor again (Krishnamoorthi 2018,
-    arXiv:1806.08342, section 3.2.2).
-    """
+    """A convolution, with the batch normalisation that follows it, if any, folded in: its running
+    statistics stay as they are."""
 
     norm: tuple[nn.Module, ...] = ()  # in a tuple, not to be a module of this one as well
 
@@ -162,32 +157,28 @@ class FakeConv2d(FakeLayer, nn.Conv2d):
         factor: Tensor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         return factor
 
+    def _shift(self) -> Tensor | None:
+        if not self.norm:
+            return self.bias
+        norm: Any = self.norm[0]
+        before = norm.running_mean if self.bias is None else norm.running_mean - self.bias
+        shift: Tensor = norm.bias - before * self._factor()
+        return shift
+
     def product(self, values: Tensor, weight: Tensor) -> Tensor:
         made: Tensor = self._conv_forward(values, weight, None)
         return made
 
     def forward(self, input: Tensor) -> Tensor:
-        made: Any = self.product(self.quantizer(input), self.rounded())
-        bias = 0 if self.bias is None else self.bias.reshape(-1, 1, 1)
-        if not self.norm:
-            return cast(Tensor, made + bias)
-        norm: Any = self.norm[0]
-        factor = self._factor().reshape(-1, 1, 1)
-        if not norm.training:
-            mean, beta = norm.running_mean.reshape(-1, 1, 1), norm.bias.reshape(-1, 1, 1)
-            return cast(Tensor, made + (beta + (bias - mean) * factor))
-        # The normalisation itself does the rest.
-        apart = torch.where(factor.abs() < _TINY, torch.full_like(factor, _TINY), factor)
-        return cast(Tensor, made / apart + bias)
+        made = self._conv_forward(self.quantizer(input), self.rounded(), self._shift())
+        return cast(Tensor, made)
 
 
 class FoldedNorm(nn.Module):
-    """A batch normalisation that is part of the convolution before it, but in training; what timm
-    puts into one beside it, its activation, stays."""
+    """A batch normalisation that is part of the convolution before it; what timm puts into one
+    beside it, its activation, stays."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training:
-            return cast(Tensor, super().forward(input))
         act: Any = getattr(self, "act", None)
         return input if act is None else cast(Tensor, act(input))
 

@@ -180,8 +180,8 @@ class TrainOptions:
         bool,
         _option(
             QAT,
-            "Train the image tower as the int8 that export writes, from a trained start; a tenth "
-            "of its --lr and a few epochs are enough.",
+            "Train the image tower as the int8 that export writes, from a trained start: a tenth "
+            "of its --lr and a few epochs are enough; batch statistics stay as they are.",
             "--qat",
         ),
     ] = False

@@ -6,7 +6,7 @@ ranges are found by `qat_ranges.calibrate`, and training goes on from there:
 
     fake_quantize(clip)
     calibrate(clip, frames)     # uint8 [n, H, W, 3], a few batches
-    ...                         # train; in the end with freeze_norms(clip)
+    ...                         # train
     save(clip, folder, record)  # writes the float weights, and quantization.json beside them
 """
 
@@ -67,14 +67,6 @@ def fake_quantize(clip: ClipModel, bits: int = BITS) -> None:
             conv.norm = (bn,)
             bn.__class__ = type(f"Folded{type(bn).__name__}", (FoldedNorm, type(bn)), {})
     _share(clip)
-
-
-def freeze_norms(clip: ClipModel) -> None:
-    """Has the tower's batch normalisation keep its statistics: from then on the training computes
-    what the file will."""
-    for module in clip.model.visual.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
 
 
 def set_steps(clip: ClipModel, steps: Mapping[str, float]) -> None:

@@ -24,12 +24,10 @@ from .loss import clamp_scale
 from .model import ClipModel
 from .objective import Objective
 from .options import TrainOptions
-from .qat import freeze_norms
 from .step import Step
 from .towers import Towers
 
 _NAMED = 4
-ADAPTING = 0.5  # of a --qat, the share in which batch normalisation follows the rounded values
 
 
 class Run:
@@ -55,7 +53,7 @@ class Run:
         self.slow = None
         if self.objective.momentum:
             self.slow = Average(towers, options.momentum, ramp=False).to(fabric.device)
-        set_training(towers, options.freeze_bn)
+        set_training(towers, options.freeze_bn or options.qat)
         self.towers: Any = fabric.setup_module(towers)
         self._plain = towers
         self.optimizer: Any = fabric.setup_optimizers(self._adamw())
@@ -82,8 +80,6 @@ class Run:
 
         Raises DataError, naming the pictures, where the loss or the gradient is not finite.
         """
-        if self.options.qat and self.number >= self.total * ADAPTING:
-            freeze_norms(self.clip)
         factor = learning_rate(self.number, self._warmup, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
