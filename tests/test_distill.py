@@ -308,3 +308,19 @@ def test_a_distillation_is_searched_with_one_cache_of_the_teacher(
     assert record["search"]["reached"] == record["epochs"][-1]["agreement"]
     assert (tmp_path / "out.teacher" / "teacher").is_dir()
     assert not list((tmp_path / "out.search").glob("*.run/teacher"))
+
+
+def test_a_student_learns_as_int8(
+    checkpoint: Path, half: Path, unlabelled: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="--qat goes on from a trained model"):
+        fresh = options(checkpoint, half, unlabelled, tmp_path / "no", qat=True, inherit=False)
+        distill(fresh, quiet=True)
+    first = options(checkpoint, half, unlabelled, tmp_path / "first", epochs=2)
+    distill(first, quiet=True)
+    again = options(
+        checkpoint, first.out, unlabelled, tmp_path / "out", epochs=1, lr=1e-4, qat=True
+    )
+    record = distill(again, quiet=True)
+    assert record["options"]["qat"] and record["epochs"][0]["teacher_cosine"] > 0
+    assert len(json.loads((again.out / "quantization.json").read_text())["input_steps"]) > 4

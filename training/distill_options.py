@@ -17,7 +17,7 @@ SHARED = (
     "out", "val", "templates", "cache", "workers", "max_bad", "crop", "flip", "rotate", "jitter",
     "views", "captions", "init_image", "freeze_bn", "tokenizer",
     "epochs", "batch_size", "micro_batch", "lr", "layer_decay", "weight_decay", "warmup",
-    "grad_clip", "grad_checkpointing", "ema", "precision",
+    "grad_clip", "grad_checkpointing", "ema", "precision", "qat", "qat_bits",
     "seed", "checkpoint_every", "resume", "devices", "nodes", "force",
 )  # fmt: skip
 WEIGHTS = ("embedding", "affinity", "soft_labels", "contrast")

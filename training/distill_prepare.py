@@ -25,6 +25,7 @@ from .embedding_store import Digests
 from .model import ClipModel
 from .pictures import PictureReader
 from .prepare import Material
+from .qat import require_trained
 from .rivals import Rivals, split
 from .rows import Maker
 from .sources import Source, make_plan
@@ -53,6 +54,8 @@ def prepare_distillation(
     """
     clip = open_teacher(options.teacher)
     student = make_student(options, clip, console)
+    if options.qat:
+        require_trained(student, "--student")
     clip.model.to(fabric.device)
     student.model.to(fabric.device)
     if options.grad_checkpointing:

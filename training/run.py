@@ -50,7 +50,7 @@ class Run:
         self.slow = None
         if self.objective.momentum:
             self.slow = Average(towers, options.momentum, ramp=False).to(fabric.device)
-        set_training(towers, options.freeze_bn)
+        set_training(towers, options.freeze_bn or options.qat)
         self.towers: Any = fabric.setup_module(towers)
         self._plain = towers
         self.optimizer: Any = fabric.setup_optimizers(self._adamw())

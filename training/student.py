@@ -27,18 +27,19 @@ def make_student(options: DistillOptions, teacher: ClipModel, console: Console) 
     teacher's own, where both are ViTs of one family (`inherit`); or random.
     """
     own = _chosen(options)
-    clip = _behind(own, teacher, options.seed)
-    given = _take_over(clip, own)
+    clip = _take_over(_behind(own, teacher, options.seed), own)
     if options.init_image:
         return _locked(load_backbone(clip, options.init_image))
-    if options.inherit is not False and not given:
+    if options.inherit is not False and own.source == "random weights":
         inherited = inherit(clip, teacher)
         if inherited:
             console.print(f"the student begins with its teacher's weights: {inherited}")
             image = msgspec.structs.replace(
                 clip.image, mean=teacher.image.mean, std=teacher.image.std
             )
-            return _locked(dataclasses.replace(clip, source=inherited, image=image))
+            return _locked(
+                dataclasses.replace(clip, source=inherited, image=image, fresh=frozenset())
+            )
         if options.inherit:
             raise DataError(
                 f"--inherit: {clip.name} is no smaller ViT of its teacher's kind (open_clip's own, "
@@ -77,11 +78,11 @@ def _behind(own: ClipModel, teacher: ClipModel, seed: int) -> ClipModel:
     return dataclasses.replace(made, image=image, fresh=fresh, templates=teacher.templates)
 
 
-def _take_over(clip: ClipModel, own: ClipModel) -> bool:
-    """Whether `own` has trained weights, which then are the image tower's: all but a projection
-    into another width."""
+def _take_over(clip: ClipModel, own: ClipModel) -> ClipModel:
+    """The model with the trained weights of `own` in its image tower, where it has some: all but a
+    projection into another width."""
     if own.source == "random weights":
-        return False
+        return clip
     state = clip.model.state_dict()
     fit = {
         k: v
@@ -89,7 +90,7 @@ def _take_over(clip: ClipModel, own: ClipModel) -> bool:
         if k.startswith(_IMAGE) and v.shape == state[k].shape
     }
     clip.model.load_state_dict(fit, strict=False)
-    return True
+    return dataclasses.replace(clip, fresh=clip.fresh - set(fit), source=own.source)
 
 
 def _locked(clip: ClipModel) -> ClipModel:

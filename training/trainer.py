@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,8 @@ from .model import CONFIG, ClipModel
 from .objective import Objective
 from .options import FREE_ON_RESUME, TrainOptions
 from .prepare import Material, prepare
+from .qat import fake_quantize
+from .qat_ranges import CALIBRATION, calibrate
 from .results import Results, has_ended
 from .rows import TableRows
 from .run import Run
@@ -107,6 +110,8 @@ class Training:
             fabric.global_rank,
             fabric.world_size,
         )
+        if options.qat:
+            self._fake_quantize(clip, calibrated=state is not None)
         total = self.plan.batches * options.epochs
         self.run = Run(fabric, clip, material.towers, options, total, self._objective(material))
         if sharded and fabric.is_global_zero:
@@ -128,6 +133,15 @@ class Training:
 
     def _results(self, material: Material, shown: ClipModel) -> Results:
         return Results(self.options, material, shown)
+
+    def _fake_quantize(self, clip: ClipModel, calibrated: bool) -> None:
+        """Has the image tower compute as its int8 will; the state to go on from has the ranges."""
+        fake_quantize(clip, self.options.qat_bits)
+        if calibrated:
+            return
+        with self.console.status("Finding the ranges of the activations"):
+            first = itertools.islice(loader(self.batches, self.options.workers), CALIBRATION)
+            calibrate(clip, (batch.images for batch in first))
 
     def fit(self) -> dict[str, Any]:
         """Trains to the end, and writes the report."""
