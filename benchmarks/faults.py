@@ -34,7 +34,7 @@ from mjpeg_camera import Camera
 
 import runtime
 from runtime.conditions import process_memory
-from runtime.frames import Color, Frame
+from runtime.frames import Colors, Frame
 from runtime.prediction import Prediction
 from runtime.stream import Classifies, Seen
 from runtime.stream_stats import SourceStats
@@ -59,7 +59,7 @@ class Model:
     def labels(self) -> tuple[str, ...]:
         return self.classifier.labels
 
-    def classify_batch(self, frames: Sequence[Frame], color: Color = "bgr") -> list[Prediction]:
+    def classify_batch(self, frames: Sequence[Frame], color: Colors = "bgr") -> list[Prediction]:
         start = time.perf_counter()
         found = self.classifier.classify_batch(frames, color)
         time.sleep(self.slower)

@@ -55,39 +55,37 @@ def bench(
 ) -> None:
     """Measure how fast a bundle is on this machine: backends and precisions in turns, or with
     --cameras how many cameras it carries."""
+    _check_for_cameras(cameras, {"--fps": fps, "--source": source}, {"--out": out})
+    _check_out(out)
+    shown = _frames(frames, size or ("1280x720" if cameras and not frames else None))
+    asked: dict[str, Any] = {"frames": shown, "seconds": seconds, "backend": backend,
+                             "precision": precision, "threads": threads}  # fmt: skip
+    if cameras is not None:
+        from .camera_bench_cli import bench_cameras
+
+        bench_cameras(bundle, cameras, fps=fps, source=source, as_json=as_json, **asked)
+    else:
+        _bench_backends(bundle, frames, as_json, out, asked)
+
+
+def _bench_backends(
+    bundle: Path, frames: list[Path] | None, as_json: bool, out: Path | None, asked: dict[str, Any]
+) -> None:
+    """Measures what is `asked`, shows and writes it."""
     from rich.console import Console
 
     from .bench import bench as measured
     from .conditions import conditions, process_memory
 
-    _check_for_cameras(cameras, {"--fps": fps, "--source": source}, {"--out": out})
-    _check_out(out)
-    shown = _frames(frames, size or ("1280x720" if cameras and not frames else None))
-    if cameras is not None:
-        from .camera_bench_cli import bench_cameras
-
-        bench_cameras(
-            bundle, cameras, fps=fps, frames=shown, source=source, seconds=seconds,
-            backend=backend, precision=precision, threads=threads, as_json=as_json,
-        )  # fmt: skip
-        return
     before = conditions()
     with Console(stderr=True).status("Loading") as status:
-        rows = measured(
-            bundle,
-            backend=backend,
-            precision=precision,
-            frames=shown,
-            seconds=seconds,
-            threads=threads,
-            tell=lambda text: status.update(text),
-        )
+        rows = measured(bundle, tell=lambda text: status.update(text), **asked)
     after, memory = conditions(), process_memory()
     report = {
         "bundle": str(bundle),
-        "frames": _described(frames, shown),
-        "seconds": seconds,
-        "threads": threads,
+        "frames": _described(frames, asked["frames"]),
+        "seconds": asked["seconds"],
+        "threads": asked["threads"],
         "peak_rss_mib": memory and memory[1],
         "before": before.as_dict(),
         "after": after.as_dict(),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .capture import Capture
-from .frames import Color, Frame
+from .frames import Colors, Frame
 from .made_cameras import ClipCamera, MadeCamera
 from .prediction import Prediction
 from .source_uri import SourceSpec
@@ -131,7 +131,7 @@ class _Timed:
     def labels(self) -> tuple[str, ...]:
         return self._classifier.labels
 
-    def classify_batch(self, frames: Sequence[Frame], color: Color = "bgr") -> list[Prediction]:
+    def classify_batch(self, frames: Sequence[Frame], color: Colors = "bgr") -> list[Prediction]:
         start = time.perf_counter()
         found = self._classifier.classify_batch(frames, color)
         self.runs.append((time.perf_counter() - start) * 1e3)

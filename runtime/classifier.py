@@ -19,7 +19,7 @@ from .errors import (
     MissingFile,
     UnsupportedFormat,
 )
-from .frames import Box, Color, Frame
+from .frames import Box, Color, Colors, Frame
 from .head import predictions
 from .label_sets import Entry, Labels, parse_label, parse_labels
 from .opening import open_image, open_text, text_file
@@ -82,10 +82,10 @@ class Classifier:
         return self.classify_batch([frame], color, roi)[0]
 
     def classify_batch(
-        self, frames: Sequence[Source], color: Color = "bgr", roi: Box | None = None
+        self, frames: Sequence[Source], color: Colors = "bgr", roi: Box | None = None
     ) -> list[Prediction]:
         """Classifies frames, also of different sizes, in one run of the encoder; with `roi` the
-        same part of each."""
+        same part of each. `color` is of all frames, or a list with that of each."""
         if isinstance(frames, str | Path):
             raise FrameError(f"classify_batch takes a list of frames, not the one path {frames}")
         return self._predictions(lambda: self._pixels(frames, color, roi))
@@ -236,13 +236,16 @@ class Classifier:
             if note and note not in self.notes:
                 self.notes += (note,)
 
-    def _pixels(self, frames: Sequence[Source], color: Color, roi: Box | None = None) -> Frame:
+    def _pixels(self, frames: Sequence[Source], color: Colors, roi: Box | None = None) -> Frame:
         if not len(frames):
             raise FrameError("there is no frame to classify: the list is empty")
+        colors = [color] * len(frames) if isinstance(color, str) else color
+        if len(colors) != len(frames):
+            raise FrameError(f"color has {len(colors)} channel orders for {len(frames)} frames")
         spec = self.bundle.manifest.image
         batch = np.empty((len(frames), spec.height, spec.width, 3), dtype=np.uint8)
-        for frame, pixels in zip(frames, batch, strict=True):
-            preprocess(frame, spec, color, roi, out=pixels)
+        for frame, one, pixels in zip(frames, colors, batch, strict=True):
+            preprocess(frame, spec, one, roi, out=pixels)
         return batch
 
     def _text_encoder(self) -> tuple[Tokenizer, Encoder]:

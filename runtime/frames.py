@@ -1,5 +1,6 @@
 """Frames as they come: arrays from a camera, or picture files. Checked, and turned upright RGB."""
 
+from collections.abc import Sequence
 from operator import index
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
@@ -12,6 +13,8 @@ from .errors import FrameError
 
 Frame = NDArray[np.uint8]
 Color = Literal["bgr", "rgb", "bgra", "gray", "nv12"]
+Colors = Color | Sequence[Color]
+"""The channel order of all frames, or of each."""
 Box = tuple[int, int, int, int]
 """Left, top, width and height of a part of a frame, in pixels."""
 
@@ -93,22 +96,25 @@ def check_roi(roi: Any, width: int, height: int) -> Box:
     return x, y, w, h
 
 
-def read_picture(path: str | Path | BinaryIO, at_least: int | None = None) -> Frame:
+def read_picture(
+    path: str | Path | BinaryIO, at_least: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Frame:
     """Reads a picture file (or an open one) as uint8 RGB [H, W, 3], upright by its EXIF
     orientation.
 
     16-bit gray is scaled to 8 bits; transparency is dropped. With `at_least` a large JPEG may be
     decoded, faster, at a half, a quarter or an eighth of its size, its sides no shorter than that.
-    Raises FrameError for what is not a picture, is damaged, or has over 100 million pixels.
+    Raises FrameError for what is not a picture, is damaged, or has over `max_pixels`, before that
+    is decoded.
     """
     if isinstance(path, str | Path):
         path = Path(path).expanduser()
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > max_pixels:
                 raise FrameError(
                     f"{path} has {image.width} x {image.height} pixels; "
-                    f"at most {MAX_PIXELS:,} are read"
+                    f"at most {max_pixels:,} are read"
                 )
             if at_least:
                 image.draft(None, (at_least, at_least))

@@ -164,7 +164,8 @@ class Grabber:
     def _say(self, state: State, reason: str = "") -> None:
         """Holds the lock."""
         if self._state != "closed":
-            self._state, self._reason = state, reason
+            # A picture's name in it may be no UTF-8, which no JSON can say.
+            self._state, self._reason = state, reason.encode(errors="replace").decode()
             self._news.notify_all()
 
 

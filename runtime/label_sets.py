@@ -188,11 +188,22 @@ def read_labels(given: str) -> LabelSet:
         return parse_labels([name.strip() for name in given.split(",") if name.strip()])
     content = _read_text(path)
     try:
-        return parse_labels(_json(content) if path.suffix == ".json" else _lines(content))
+        return parse_labels(read_json(content) if path.suffix == ".json" else _lines(content))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def read_json(content: str | bytes) -> Any:
+    """JSON in which no key of an object is given twice: the first would be lost. Raises DataError
+    for that, ValueError and RecursionError for what is no JSON."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _check_once("keys of one object", [key for key, _ in pairs])
+        return dict(pairs)
+
+    return json.loads(content, object_pairs_hook=once)
 
 
 def read_templates(given: Sequence[str]) -> tuple[str, ...]:
@@ -284,16 +295,6 @@ def _check_once(what: str, texts: Sequence[str]) -> None:
     twice = sorted(text for text, count in Counter(texts).items() if count > 1)
     if twice:
         raise DataError(f"these {what} are given more than once: {', '.join(twice)}")
-
-
-def _json(content: str) -> Any:
-    """JSON in which no key of an object is given twice: the first would be lost."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _check_once("keys of one object", [key for key, _ in pairs])
-        return dict(pairs)
-
-    return json.loads(content, object_pairs_hook=once)
 
 
 def _lines(content: str) -> list[str]:

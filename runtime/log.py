@@ -4,6 +4,7 @@ What comes from outside (an address, a label, a path) may hold anything, so cont
 written as escapes: no message can pass for another one, or change a terminal.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -40,7 +41,9 @@ class _Stderr(logging.Handler):
     """Writes to what is the standard error by then."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        line = self.format(record)
+        with contextlib.suppress(OSError, ValueError):  # who read it has gone, or its disk is full
+            print(line, file=sys.stderr, flush=True)
 
 
 def escaped(text: str) -> str:

@@ -1,14 +1,14 @@
-"""Where a watched stream goes: lines of text or JSON, a file of events, and annotated pictures."""
+"""Where a watched stream goes: lines of text or JSON, and annotated pictures."""
 
 import json
 import re
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from .annotate import annotate
-from .errors import DataError
 from .event import Event
 from .smoother import Scores
 from .video_out import PicturesOut, VideoOut, open_out
@@ -109,15 +109,6 @@ class JsonLines:
         print(json.dumps(line, ensure_ascii=False), file=self._stream, flush=True)
 
 
-def event_file(path: str | Path) -> JsonLines:
-    """A file of events as JSON lines; where it is there already they are added to it."""
-    path = Path(path).expanduser()
-    try:
-        return JsonLines(path.open("a", encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"events cannot be written to {path}: {error.strerror}") from error
-
-
 class Annotated:
     """Frames with what they show drawn on them: a video or a folder of pictures of each source.
 
@@ -147,13 +138,17 @@ class Annotated:
 
     def close(self) -> None:
         """Finishes every video; where one cannot be, nothing of it is left."""
-        for out in self._outs.values():
-            try:
-                place = out.close()
-            finally:
-                out.discard()
-            if place:
-                self.written.append(place)
+        with ExitStack() as stack:
+            for out in reversed(self._outs.values()):
+                stack.callback(self._finish, out)
+
+    def _finish(self, out: VideoOut | PicturesOut) -> None:
+        try:
+            place = out.close()
+        finally:
+            out.discard()
+        if place:
+            self.written.append(place)
 
     def _place(self, source: str) -> Path:
         if not self._several:

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, unquote
 
 from .errors import DataError, FrameError
 from .frames import MAX_PIXELS, Color
-from .sources import PICTURES
+from .sources import PICTURES, check_name
 
 Kind = Literal["v4l2", "rtsp", "http", "csi", "gst", "video", "pictures", "stdin"]
 FORMS = (
@@ -79,9 +79,11 @@ def hide_secrets(text: str) -> str:
 def parse_source(text: str | Path) -> SourceSpec:
     """The source that a text names (see above).
 
-    Raises DataError for one that is malformed, FrameError where there is no such file or folder.
+    Raises DataError for one that is malformed, FrameError where there is no such file or folder, or
+    its name is not UTF-8.
     """
     text = str(text).strip()
+    check_name(hide_secrets(text))
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     if text.isdecimal():

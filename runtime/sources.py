@@ -25,6 +25,15 @@ PICTURES = {
 VIDEOS = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"}
 
 
+def check_name(path: str | Path) -> None:
+    """OpenCV crashes the process for a name that is not UTF-8. Raises FrameError."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode(errors="replace").decode()
+        raise FrameError(f"the name {shown!r} is not UTF-8: give it another") from None
+
+
 def find_files(paths: list[Path]) -> list[Path]:
     """The files themselves, and the pictures and videos inside the folders, sorted.
 
@@ -63,6 +72,7 @@ def _video(path: Path, every: int) -> Iterator[tuple[str, Frame, Color]]:
         raise BackendUnavailable(
             "videos need OpenCV: pip install 'edgeclip[cpu]' (on a Jetson use the system's OpenCV)"
         ) from error
+    check_name(path)
     capture = cv2.VideoCapture(str(path))
     try:
         number = 0

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from .capture import open_capture
 from .errors import DataError
-from .frames import Color, Frame
+from .frames import Color, Colors, Frame
 from .grabbed import Grabbed, State
 from .grabber import Grabber, Opens
 from .prediction import Prediction
@@ -36,7 +36,7 @@ class Classifies(Protocol):
 
     @property
     def labels(self) -> tuple[str, ...]: ...
-    def classify_batch(self, frames: Sequence[Frame], color: Color = ...) -> list[Prediction]: ...
+    def classify_batch(self, frames: Sequence[Frame], color: Colors = ...) -> list[Prediction]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +101,8 @@ class Stream:
         self._stopped = False
         self._turn = 0
         self._ready: deque[Seen] = deque()
+        self.looked = time.monotonic()
+        """When it was last asked for a frame, or looked for one."""
         if realtime or any(spec.live for spec in named.values()):
             warm_up(classifier, min(batch, len(named)))
         began = time.monotonic()
@@ -130,7 +132,9 @@ class Stream:
         return self
 
     def __next__(self) -> Seen:
+        self.looked = time.monotonic()
         while not self._ready:
+            self.looked = time.monotonic()
             self._tell_states()
             if self._stopped or all(source.grabber.over for source in self._sources):
                 self._raise_where_nothing_came()
@@ -180,19 +184,19 @@ class Stream:
         return found
 
     def _classify(self, round_: list[tuple["_Source", Grabbed]]) -> None:
-        """Makes a round's frames ready: those of one channel order in one run."""
+        """Makes a round's frames ready: those that are to be classified in one run."""
         moved: list[tuple[_Source, Grabbed]] = []
         for source, grabbed in round_:
             if self._change and source.is_still(grabbed, self._classifier.labels, self._change):
                 self._ready.append(source.seen(grabbed, None))
             else:
                 moved.append((source, grabbed))
-        for color in dict.fromkeys(grabbed.color for _, grabbed in moved):
-            alike = [(source, grabbed) for source, grabbed in moved if grabbed.color == color]
-            frames = [grabbed.frame for _, grabbed in alike]
-            found = self._classifier.classify_batch(frames, color)
-            for (source, grabbed), prediction in zip(alike, found, strict=True):
-                self._ready.append(source.seen(grabbed, prediction))
+        if not moved:
+            return
+        frames = [grabbed.frame for _, grabbed in moved]
+        found = self._classifier.classify_batch(frames, [grabbed.color for _, grabbed in moved])
+        for (source, grabbed), prediction in zip(moved, found, strict=True):
+            self._ready.append(source.seen(grabbed, prediction))
 
     def _tell_states(self) -> None:
         for source in self._sources:

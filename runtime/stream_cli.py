@@ -11,6 +11,7 @@ from .cli import Backend, Force, Labels, Templates, loaded
 if TYPE_CHECKING:
     from .classifier import Classifier
     from .mqtt import MqttOutput
+    from .outputs import Annotated as AnnotatedVideo
     from .outputs import Output
 
 
@@ -74,11 +75,9 @@ def stream(
     """Name what cameras and videos show, as labels that start and end."""
     from .log import log, set_up
     from .opencv import hush
-    from .outputs import Annotated as AnnotatedVideo
     from .outputs import EventLines, JsonLines
     from .stream_run import check_outputs, run, summarise, write_timeline
     from .timeline import TimelineOptions
-    from .video_out import note_of
     from .watch import Watch
 
     set_up(log_format)
@@ -89,9 +88,7 @@ def stream(
     classifier = loaded(bundle, labels, templates, prompts, backend, precision)
     check_rules(classifier, rule or [])
     log.info("%r", classifier)
-    video = AnnotatedVideo(save, several, force) if save else None
-    if save and (note := note_of(save)):
-        log.warning("%s", note)
+    video = _annotated(save, several, force) if save else None
     outputs: list[Output] = [JsonLines(sys.stdout, every) if as_json else EventLines(several)]
     outputs += [video] if video else []
     broker = mqtt_output(mqtt)
@@ -106,6 +103,16 @@ def stream(
         write_timeline(timeline, watch.history, classifier.labels, done.stats, force)
     for place in [*(video.written if video else []), *([timeline] if timeline else [])]:
         log.info("wrote %s", place)
+
+
+def _annotated(save: Path, several: bool, force: bool) -> "AnnotatedVideo":
+    from .log import log
+    from .outputs import Annotated as AnnotatedVideo
+    from .video_out import note_of
+
+    if note := note_of(save):
+        log.warning("%s", note)
+    return AnnotatedVideo(save, several, force)
 
 
 def check_rules(classifier: "Classifier", rules: list[str]) -> None:
@@ -129,7 +136,7 @@ def mqtt_output(address: str | None) -> "MqttOutput | None":
 
 def event_outputs(events: Path | None, broker: "MqttOutput | None") -> list["Output"]:
     """Where events go besides: a file, and a broker. Raises DataError."""
-    from .outputs import event_file
+    from .event_file import EventFile
 
-    outputs: list[Output] = [event_file(events)] if events else []
+    outputs: list[Output] = [EventFile(events)] if events else []
     return [*outputs, broker] if broker else outputs

@@ -4,12 +4,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import systemd
 from .errors import DataError
 from .folders import check_target
 from .history import History
@@ -23,6 +25,9 @@ from .watch import Watch
 if TYPE_CHECKING:
     from .classifier import Classifier
     from .grabbed import State
+
+
+STUCK = 10.0  # seconds in which a stream must have looked for frames
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def run(
     seconds: float | None = None,
 ) -> Done:
     """Has `watch` see the sources until all have ended, for at most `seconds`, or until SIGINT or
-    SIGTERM; then what goes on is ended, and what is written put in its place.
+    SIGTERM; then what goes on is ended, and what is written put in its place. systemd is told.
 
     A second signal does what it does elsewhere. Raises as `runtime.Stream` does.
     """
@@ -57,7 +62,9 @@ def run(
         with Stream(
             classifier, list(sources), fps=fps, realtime=realtime, skip_still=skip_still,
             on_state=told,
-        ) as stream, _ending(stream, seconds) as reasons:  # fmt: skip
+        ) as stream, _ending(stream, seconds) as reasons, systemd.service(
+            lambda: time.monotonic() - stream.looked < STUCK
+        ):  # fmt: skip
             for seen in stream:
                 watch.see(seen)
             stats = stream.stats()
@@ -129,8 +136,12 @@ def write_timeline(
     }
     path = check_file(path, force)
     beside = path.with_name(f".new-{path.name}")
-    draw_timeline(history, labels, notes).save(beside, "PNG")
-    beside.replace(path)
+    try:
+        draw_timeline(history, labels, notes).save(beside, "PNG")
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def summarise(done: Done, mqtt: Any = None, format: str = "text") -> None:

@@ -1,6 +1,7 @@
 """Writes frames as a video file, or as a folder of pictures."""
 
 import contextlib
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from .errors import BackendUnavailable, DataError
 from .folders import check_target
 from .frames import Frame
 from .opencv import opencv
+from .sources import check_name
 from .video_pipe import H264Writer, has_h264
 
 # OpenCV's, where they are not written as H.264 by the command ffmpeg (.mp4).
@@ -38,7 +40,7 @@ class VideoOut:
         os.close(handle)
         self._beside = Path(name)
         self._writer: Any = None
-        self._size = 0, 0
+        self._size, self._count = (0, 0), 0
         self._next = 0.0
         self._first: list[tuple[Frame, float]] = []
         self._last: tuple[Frame, float] | None = None
@@ -63,6 +65,7 @@ class VideoOut:
         frame, time = self._last
         self._repeat_until(frame, max(self._next, time) + 0.5 / self._fps)
         self._writer.release()
+        self._check_whole()
         check_video(self.path, self._overwrite)
         self._beside.chmod(0o644)
         self._beside.replace(self.path)
@@ -71,9 +74,22 @@ class VideoOut:
     def discard(self) -> None:
         """Removes what was written."""
         if self._writer is not None:
-            self._writer.release()
+            with contextlib.suppress(BackendUnavailable):
+                self._writer.release()
         with contextlib.suppress(FileNotFoundError):
             self._beside.unlink()
+
+    def _check_whole(self) -> None:
+        """OpenCV writes on without a word where the disk is full. Raises DataError."""
+        if isinstance(self._writer, H264Writer):  # which does tell
+            return
+        cv2, last = opencv(), max(0, int(self._count * 0.95) - 2)  # containers count a little wrong
+        video = cv2.VideoCapture(str(self._beside), cv2.CAP_FFMPEG)
+        whole = video.get(cv2.CAP_PROP_FRAME_COUNT) > last
+        whole = whole and video.set(cv2.CAP_PROP_POS_FRAMES, last) and video.grab()
+        video.release()
+        if not whole:
+            raise DataError(f"{self.path} cannot be written whole: is its disk full?")
 
     def _begin(self) -> None:
         """Opens the video, and writes the frames that waited until its speed was known."""
@@ -96,13 +112,14 @@ class VideoOut:
         self._next = max(self._next, time - LONGEST)
         while self._next < time - 1e-6:
             self._writer.write(frame)
+            self._count += 1
             self._next += 1 / self._fps
 
     def _open(self, frame: Frame) -> None:
         height, width = frame.shape[:2]
         self._size = width - width % 2, height - height % 2  # what codecs want
         if self.path.suffix.lower() == ".mp4" and has_h264():
-            self._writer = H264Writer(self._beside, self._fps, self._size)
+            self._writer = H264Writer(self._beside, self._fps, self._size, self.path.name)
             return
         cv2 = opencv()
         codec = CODECS[self.path.suffix.lower()]
@@ -138,12 +155,18 @@ class PicturesOut:
         self._count = 0
 
     def write(self, frame: Frame, time: float) -> None:
-        """Adds a frame, uint8 BGR [H, W, 3]."""
+        """Adds a frame, uint8 BGR [H, W, 3]. Raises DataError."""
         self._count += 1
         place = self.path / f"{self._count:06d}.jpg"
         beside = place.with_name(f".new-{place.name}")
-        Image.fromarray(np.ascontiguousarray(frame[..., ::-1])).save(beside, "JPEG", quality=90)
-        beside.replace(place)
+        content = io.BytesIO()  # Pillow itself does not see that a file is cut off
+        Image.fromarray(np.ascontiguousarray(frame[..., ::-1])).save(content, "JPEG", quality=90)
+        try:
+            beside.write_bytes(content.getvalue())
+            beside.replace(place)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise DataError(f"{place} cannot be written: {error.strerror or error}") from error
 
     def close(self) -> Path | None:
         """Returns the folder, or None where no frame came."""
@@ -184,8 +207,9 @@ def check_video(path: str | Path, overwrite: bool) -> Path:
 
 
 def check_file(path: str | Path, overwrite: bool) -> Path:
-    """Returns `path` where a file may be written there. Raises DataError."""
+    """Returns `path` where a file may be written there. Raises DataError and FrameError."""
     path = Path(path).expanduser()
+    check_name(path)
     if not path.parent.is_dir():
         raise DataError(f"there is no folder {path.parent} to write {path.name} into")
     if path.is_dir():

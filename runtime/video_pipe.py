@@ -24,13 +24,14 @@ def has_h264() -> bool:
 
 class H264Writer:
     """Writes BGR frames [height, width, 3] of one size with even sides into an MP4 file, for as
-    little work as MPEG-4 part 2 takes. Raises BackendUnavailable where ffmpeg fails."""
+    little work as MPEG-4 part 2 takes. Raises BackendUnavailable where ffmpeg fails, which calls
+    the file `name`."""
 
-    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
+    def __init__(self, path: Path, fps: float, size: tuple[int, int], name: str = "") -> None:
         told = f"-nostdin -loglevel error -y -f rawvideo -pix_fmt bgr24 -s {size[0]}x{size[1]}"
         coded = "-c:v libx264 -preset ultrafast -crf 23 -pix_fmt yuv420p -movflags +faststart"
         command = ["ffmpeg", *told.split(), "-r", f"{fps:g}", "-i", "-", *coded.split()]
-        self._path = path
+        self._name, self._why = name or path.name, ""
         self._said = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [*command, f"file:{path}"],
@@ -44,7 +45,7 @@ class H264Writer:
         assert self._process.stdin
         try:
             self._process.stdin.write(np.ascontiguousarray(frame).data)
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):  # it has ended, or was
             self.release()
 
     def release(self) -> None:
@@ -53,10 +54,9 @@ class H264Writer:
         with contextlib.suppress(BrokenPipeError):  # its exit code says so
             self._process.stdin.close()
         failed = self._process.wait()
-        if self._said.closed:
-            return
-        with self._said as said:
-            if failed:
+        if not self._said.closed:
+            with self._said as said:
                 said.seek(0)
-                why = said.read().decode(errors="replace").strip().rpartition("\n")[2]
-                raise BackendUnavailable(f"ffmpeg cannot write {self._path.name}: {why}")
+                self._why = said.read().decode(errors="replace").strip().partition("\n")[0]
+        if failed:
+            raise BackendUnavailable(f"ffmpeg cannot write {self._name}: {self._why}")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -82,11 +83,11 @@ class Watch:
         return events
 
     def close(self) -> list[Event]:
-        """Ends what goes on everywhere, and closes the outputs."""
-        events = [event for source in list(self._times) for event in self.lost(source)]
-        for output in self._outputs:
-            output.close()
-        return events
+        """Ends what goes on everywhere, and closes the outputs: all, also where one fails."""
+        with ExitStack() as stack:
+            for output in reversed(self._outputs):
+                stack.callback(output.close)
+            return [event for source in list(self._times) for event in self.lost(source)]
 
     def _tell(self, events: Sequence[Event]) -> None:
         for event in events:

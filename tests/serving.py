@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from fake_capture import Fake, Fakes
 
-from runtime.frames import Color, Frame
+from runtime.frames import Color, Colors, Frame
 from runtime.label_sets import Labels, parse_labels
 from runtime.outputs import Output
 from runtime.prediction import Prediction
@@ -27,7 +27,7 @@ from runtime.stream import Stream
 from runtime.timeline import TimelineOptions
 
 
-def until(holds: Callable[[], object], seconds: float = 10) -> None:
+def until(holds: Callable[[], object], seconds: float = 30) -> None:
     """Waits until something holds."""
     limit = time.monotonic() + seconds
     while not holds():
@@ -58,13 +58,11 @@ class Site:
 
     def start(self) -> None:
         self._thread.start()
-        limit = time.monotonic() + 10
-        while not self.server.started and time.monotonic() < limit:
-            time.sleep(0.005)
+        until(lambda: self.server.started or not self._thread.is_alive())
 
     def stop(self) -> None:
         self.server.stop()
-        self._thread.join(20)
+        self._thread.join(40)
         assert not self._thread.is_alive()
 
     def _run(self, listening: socket.socket) -> None:
@@ -147,7 +145,7 @@ class Model:
     def classify(self, frame: Frame, color: Color = "bgr") -> Prediction:
         return self.classify_batch([frame], color)[0]
 
-    def classify_batch(self, frames: Sequence[Frame], color: Color = "bgr") -> list[Prediction]:
+    def classify_batch(self, frames: Sequence[Frame], color: Colors = "bgr") -> list[Prediction]:
         time.sleep(self.seconds)
         labels = self.labels
         scores = [np.full(len(labels), frame.mean() / 255, np.float32) for frame in frames]

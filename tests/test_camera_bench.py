@@ -14,7 +14,7 @@ from runtime import camera_bench as module
 from runtime.camera_bench import CameraRow, measure, most_cameras
 from runtime.camera_bench_cli import verdict
 from runtime.errors import FrameError
-from runtime.frames import Color, Frame
+from runtime.frames import Color, Colors, Frame
 from runtime.made_cameras import ClipCamera, MadeCamera, check_clip
 from runtime.prediction import Prediction
 from runtime.source_uri import SourceSpec
@@ -50,7 +50,10 @@ def test_cameras_that_are_carried() -> None:
     assert found.why == "" and found.cameras == 3
     assert 7 < found.fps_min <= found.fps_mean < 13 and found.dropped == 0
     assert 0 < found.p50_ms <= found.p99_ms < 200 and 0 < found.cpu < 1
-    assert {color for _, color in model.batches} == {"bgr", "rgb"}  # to warm up, and the frames'
+    assert {color for _, colors in model.batches for color in colors} == {
+        "bgr",
+        "rgb",
+    }  # to warm up, and the frames'
 
 
 def test_a_model_that_is_too_slow_drops_frames() -> None:
@@ -62,7 +65,7 @@ def test_a_model_that_is_too_slow_drops_frames() -> None:
 class Biased(Model):
     """Takes long at times: its frames are old, and none of them dropped."""
 
-    def classify_batch(self, frames: Sequence[Frame], color: Color = "bgr") -> list[Prediction]:
+    def classify_batch(self, frames: Sequence[Frame], color: Colors = "bgr") -> list[Prediction]:
         self.seconds = 0.0 if len(self.batches) % 5 else 0.09
         return super().classify_batch(frames, color)
 

@@ -75,6 +75,15 @@ def test_batch_equals_single_frames_of_different_sizes(classifier: Classifier) -
         np.testing.assert_allclose(one.cosines, other.cosines, atol=1e-5)
 
 
+def test_frames_of_a_batch_have_a_channel_order_each(classifier: Classifier) -> None:
+    bgr = frames(1)[1][1]
+    rgb = np.ascontiguousarray(bgr[..., ::-1])
+    one, other = classifier.classify_batch([bgr, rgb], ["bgr", "rgb"])
+    np.testing.assert_allclose(one.cosines, other.cosines, atol=1e-6)
+    with pytest.raises(FrameError, match="1 channel orders for 2 frames"):
+        classifier.classify_batch([bgr, rgb], ["bgr"])
+
+
 def test_color_orders_and_files_agree(classifier: Classifier, tmp_path: Path) -> None:
     bgr = frames(1)[1][1]
     rgb = np.ascontiguousarray(bgr[..., ::-1])

@@ -107,6 +107,7 @@ def test_labels_change_while_it_runs(site: Site, classifier: Classifier) -> None
         (b"\xff", "not valid JSON"),
         (b"", "not valid JSON"),
         ([f"label {n}" for n in range(5000)], "at most"),
+        (["x" * 201], "201 letters"),
     ],
 )
 def test_wrong_labels_are_refused_with_the_reason(site: Site, given: object, why: str) -> None:

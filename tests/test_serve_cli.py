@@ -9,15 +9,24 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from conftest import ROOT
+from fake_capture import CAMERA, Fake, Fakes
 from test_cli import Edgeclip, edgeclip
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("websockets")
 from mjpeg_server import MjpegServer, steady  # noqa: E402
+from serving import Model  # noqa: E402
+
+from runtime.serve.app import make_app  # noqa: E402
+from runtime.serve.camera_loop import CameraLoop  # noqa: E402
+from runtime.serve.server import Server, bound, run  # noqa: E402
+from runtime.serve.service import Service  # noqa: E402
+from runtime.stream import Stream  # noqa: E402
 
 __all__ = ["edgeclip"]  # the fixture
 FAST = ["--precision", "fp32", "--backend", "onnxruntime"]
@@ -94,6 +103,27 @@ def test_logs_as_json_and_a_token_from_the_environment(bundle: Path) -> None:
     [refused] = [line for line in lines if line["logger"] == "edgeclip.refused"]
     assert refused["level"] == "warning" and "401: GET /info" in refused["message"]
     assert "a-token-of-mine" not in process.said
+
+
+def test_of_a_camera_that_cannot_be_reached_edgeclip_alone_tells(bundle: Path) -> None:
+    process = Process(bundle, "--source", "rtsp://bob:geheim@127.0.0.1:9/x")
+    process.until("lost: .*refused")
+    assert process.end() == 0
+    assert "[tcp @" not in process.said and "WARN" not in process.said
+    assert "geheim" not in process.said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_as_it_begins_ends_it_too(number: signal.Signals) -> None:
+    class Signals(CameraLoop):
+        def start(self) -> None:
+            super().start()
+            signal.raise_signal(number)
+
+    loop = Signals(lambda told: Stream(Model(), CAMERA, on_state=told, opens=Fakes(Fake(fps=30))))
+    service = Service(cast(Any, Model()), loop)
+    why = run(Server(service, make_app(service)), bound("127.0.0.1", 0))
+    assert ("SIGTERM" in why) == (number == signal.SIGTERM)
 
 
 def test_mistakes_are_said_before_anything_is_loaded(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from mjpeg_server import jpeg
+from PIL import Image
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -139,7 +140,7 @@ def test_who_asks_much_and_reads_nothing_is_cut_off(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "PATIENCE", dict.fromkeys(connections.PATIENCE, 0.5))
-    assert site.call("PUT", "/labels", ["x" * 90_000]).status == 200
+    assert site.call("PUT", "/labels", {"labels": {"x": ["x" * 90_000]}}).status == 200
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", site.port))
@@ -264,6 +265,13 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def wide() -> bytes:
+    """A PNG of 25 million pixels and a bit."""
+    content = io.BytesIO()
+    Image.new("1", (5001, 5000)).save(content, "PNG")
+    return content.getvalue()
+
+
 def endless_scans() -> bytes:
     """A JPEG that repeats its one scan: each is decoded again, at the cost of the picture."""
     content = jpeg(90)
@@ -278,10 +286,11 @@ def endless_scans() -> bytes:
         (b"<svg onload=alert(1)>", "not a picture"),
         (b"GIF89a" + b"\xff" * 100, "picture"),
         (bomb(), "pixels"),
+        (wide(), "at most 25,000,000 are read"),
         (endless_scans(), "scans"),
         (jpeg(90)[:-200], "cannot be read"),
     ],
-    ids=["empty", "svg", "gif", "bomb", "scans", "cut"],
+    ids=["empty", "svg", "gif", "bomb", "wide", "scans", "cut"],
 )
 def test_bad_pictures_are_refused_at_once(site: Site, content: bytes, why: str) -> None:
     start = time.monotonic()

@@ -46,6 +46,17 @@ def test_files_and_folders_are_sources(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["caf\udce9.mp4", "rtsp://bob:geheim@door/caf\udce9", "gst:\udce9"]
+)
+def test_what_is_no_utf8_does_not_reach_opencv(text: str) -> None:
+    """Which ends the process by a segmentation fault."""
+    with pytest.raises(FrameError, match="is not UTF-8") as refused:
+        parse_source(text)
+    assert "geheim" not in str(refused.value)
+    str(refused.value).encode()
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
         ("ftp://a/b", "is not a source"),

@@ -1,8 +1,10 @@
 """Labels in time: smoothing, hysteresis and dwell; what is drawn and written of them."""
 
 import base64
+import contextlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,11 @@ from watching import prediction, seen
 from runtime.annotate import annotate
 from runtime.errors import DataError
 from runtime.event import Event
+from runtime.event_file import EventFile
 from runtime.history import MOST_SAMPLES, History
-from runtime.outputs import Annotated, Callback, JsonLines, event_file
+from runtime.outputs import Annotated, Callback, JsonLines
 from runtime.smoother import Smoother
+from runtime.stream_run import write_timeline
 from runtime.timeline import Timeline, TimelineOptions
 from runtime.timeline_chart import draw_timeline
 from runtime.video_out import VideoOut, open_out
@@ -118,7 +122,7 @@ def test_a_watch_tells_every_output_and_ends_what_goes_on(tmp_path: Path) -> Non
     watch = Watch(
         TimelineOptions(smooth=0, dwell=0.5),
         ["cat > 0.5 and not dog for 1s"],
-        [Callback(told.append), event_file(path)],
+        [Callback(told.append), EventFile(path)],
     )
     for number in range(21):
         watch.see(seen(number / 10, {"cat": 0.9, "dog": 0.1}))
@@ -130,6 +134,78 @@ def test_a_watch_tells_every_output_and_ends_what_goes_on(tmp_path: Path) -> Non
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [event.as_json() for event in told]
     assert [span.label for span in watch.history.sources["door"].spans] == ["cat", rule]
+
+
+class Fails:
+    """An output that cannot write."""
+
+    def frame(self, seen: object, scores: object, active: object) -> None:
+        raise OSError("the disk is full")
+
+    def event(self, event: Event) -> None:
+        raise OSError("the disk is full")
+
+    def close(self) -> None:
+        raise OSError("the disk is full")
+
+
+def test_an_output_that_fails_keeps_no_other_from_its_end(tmp_path: Path) -> None:
+    video = Annotated(tmp_path / "out", several=True)
+    fails = [Fails(), Fails()]
+    watch = Watch(TimelineOptions(smooth=0, dwell=0.5), outputs=[fails[0], video, fails[1]])
+    for output in (video, fails[1]):
+        with contextlib.suppress(OSError):
+            output.frame(seen(0.0, {"cat": 0.9}), {"cat": 0.9}, ["cat"])
+    with pytest.raises(OSError, match="full"):
+        watch.close()
+    assert [path.name for path in video.written] == ["out-door"]
+
+
+@contextlib.contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """Files cannot grow beyond so many bytes, as on a disk that is full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_events_outlive_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = EventFile(tmp_path / "events.jsonl")
+    event = Event("started", "cat", "door", 1.0, 0.5)
+    out.event(event)
+    with file_limit(150):  # one line and a half
+        out.event(event)
+        out.event(event)
+    out.event(event)
+    out.close()
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert lines == [event.as_json()] * 2 and out.dropped == 2
+    assert "cannot be written to" in caplog.text and "2 events were dropped" in caplog.text
+
+
+def test_a_video_that_was_not_written_whole_is_none(tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    out, rng = VideoOut(tmp_path / "out.avi", fps=10), np.random.default_rng(0)
+    with file_limit(30_000):
+        for number in range(30):
+            out.write(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8), number / 10)
+        with pytest.raises(DataError, match="out.avi cannot be written whole"):
+            out.close()
+    out.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
+    out = open_out(tmp_path / "out")
+    with file_limit(100), pytest.raises(DataError, match="000001.jpg cannot be written"):
+        out.write(np.zeros((480, 640, 3), np.uint8), 0.0)
+    with file_limit(100), pytest.raises(OSError):
+        write_timeline(tmp_path / "out" / "out.png", History(), [], [], False)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_camera_that_is_away_for_long_ends_its_labels(monkeypatch: pytest.MonkeyPatch) -> None:

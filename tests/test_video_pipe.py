@@ -72,7 +72,16 @@ def test_what_ffmpeg_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(BackendUnavailable, match="ffmpeg cannot write out.mp4: No space left"):
         for _ in range(100):
             writer.write(np.zeros((480, 640, 3), np.uint8))
-    writer.release()  # it was told
+    (tmp_path / "out").mkdir()
+    out = VideoOut(tmp_path / "out" / "out.mp4", fps=10)
+    for _ in range(2):  # also where it goes on all the same
+        with pytest.raises(BackendUnavailable, match="ffmpeg cannot write out.mp4: No space left"):
+            for number in range(100):
+                out.write(np.zeros((480, 640, 3), np.uint8), number / 10)
+    with pytest.raises(BackendUnavailable, match="ffmpeg cannot write out.mp4: No space left"):
+        out.close()
+    out.discard()
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 CHILD = """

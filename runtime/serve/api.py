@@ -1,6 +1,5 @@
 """What is answered at each address (see `openapi.py`)."""
 
-import json
 import re
 import time
 from functools import partial
@@ -12,6 +11,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from ..errors import DataError, FrameError
+from ..label_sets import read_json
 from .live import Live
 from .metrics import TYPE
 from .openapi import LONGEST_POLL, MOST_LISTED, MOST_TOP, NARROWEST, WIDEST, document
@@ -146,16 +146,9 @@ def _is_json(request: Request) -> bool:
 
 
 def _decoded(content: bytes) -> Any:
-    """JSON in which no key of an object is given twice: the first would be lost."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise DataError("a key of one object is given more than once")
-        return found
-
+    """The JSON of a body. Raises Refusal."""
     try:
-        return json.loads(content, object_pairs_hook=once)
+        return read_json(content)
     except DataError as error:
         raise Refusal(422, str(error)) from None
     except (ValueError, RecursionError) as error:

@@ -20,8 +20,10 @@ from ..stream_cli import (
 )
 
 if TYPE_CHECKING:
+    from ..classifier import Classifier
     from ..mqtt import MqttOutput
     from .camera_loop import CameraLoop
+    from .server import Server
 
 Sources = Annotated[
     list[str] | None,
@@ -35,6 +37,7 @@ Token = Annotated[
     typer.Option(envvar="EDGECLIP_TOKEN", help="Who has it may come in; a must but on 127.0.0.1."),
 ]
 MaxBody = Annotated[float, typer.Option(min=0.01, max=256, help="Largest picture, in MiB.")]
+MaxPixels = Annotated[float, typer.Option(min=0.01, max=100, help="The same, in million pixels.")]
 Rate = Annotated[float, typer.Option(min=0, help="POST and PUT a second of one address; 0: any.")]
 
 
@@ -58,6 +61,7 @@ def serve(
     events: Events = None,
     mqtt: Mqtt = None,
     max_body: MaxBody = 16,
+    max_pixels: MaxPixels = 25,
     rate: Rate = 100,
     log_format: Logs = "text",
     precision: Annotated[str, typer.Option(help="fp32, ... or auto.")] = "auto",
@@ -75,14 +79,14 @@ def serve(
     """
     _require_packages()
     from ..log import log, set_up
+    from ..opencv import hush
     from ..timeline import TimelineOptions
     from .access import check_token
-    from .app import make_app
     from .camera_loop import watch_cameras
-    from .server import Server, bound, run
-    from .service import Service
+    from .server import bound, run
 
     set_up(log_format)
+    hush()
     check_token(token, host)
     calm = TimelineOptions(smooth, enter, leave, dwell)
     with bound(host, port) as listening:
@@ -94,10 +98,28 @@ def serve(
             classifier, source or [], calm, rule or [], event_outputs(events, broker),
             fps=fps, realtime=realtime, skip_still=skip_still,
         )  # fmt: skip
-        service, most = Service(classifier, cameras), int(max_body * 2**20)
-        app = make_app(service, token=token, host=host, max_body=most, rate=rate or None)
-        why = run(Server(service, app), listening)
+        server = _server(classifier, cameras, token, host, max_body, max_pixels, rate)
+        why = run(server, listening)
     _say_how_it_went(cameras, why, broker, log_format)
+
+
+def _server(
+    classifier: "Classifier",
+    cameras: "CameraLoop | None",
+    token: str | None,
+    host: str,
+    max_body: float,
+    max_pixels: float,
+    rate: float,
+) -> "Server":
+    """The server that the options ask for."""
+    from .app import make_app
+    from .server import Server
+    from .service import Service
+
+    service, most = Service(classifier, cameras, int(max_pixels * 1e6)), int(max_body * 2**20)
+    app = make_app(service, token=token, host=host, max_body=most, rate=rate or None)
+    return Server(service, app)
 
 
 def _say_how_it_went(

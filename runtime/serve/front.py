@@ -83,6 +83,7 @@ class Front:
             self._metrics.refuse(scope, refusal.status, refusal.why)
             response = refusal.response()
             response.headers.update(SECURITY)
+            del response.headers["Content-Length"]  # uvicorn up to 0.52 would send a second one
             await WebSocket(scope, receive, send).send_denial_response(response)
 
 

@@ -14,6 +14,7 @@ from .refusal import Refusal, client_of
 MOST_ADDRESSES = 4096  # whose rates are known; the oldest are forgotten
 SILENCE, LONGEST = 10.0, 60.0  # seconds without a byte of a body, and for all of it
 MOST_JSON = 256 << 10  # bytes of what is no picture
+LONGEST_NAME = 200  # letters of a label: all browsers are sent it with every frame
 BODIES = 8  # of the greatest size may be held at one time
 
 

@@ -47,11 +47,13 @@ class Viewer:
         """Answers until the client goes, or the server ends. Returns what the client did wrong."""
         while not self._service.hub.news.closed:
             with anyio.move_on_after(IDLE) as patience:
-                message = await self._socket.receive_text()
+                message = await self._socket.receive()
             if patience.cancelled_caught:
                 return f"asked for nothing in {IDLE:.0f} s"
+            if message["type"] == "websocket.disconnect":
+                return None
             try:
-                ask = msgspec.json.decode(message, type=Ask)
+                ask = msgspec.json.decode(message.get("text") or "", type=Ask)
             except (msgspec.DecodeError, RecursionError) as error:
                 return f"sent what is no request: {error}"
             await self._answer(ask)
@@ -60,7 +62,8 @@ class Viewer:
     async def _answer(self, ask: Ask) -> None:
         hub = self._service.hub
         await anyio.sleep(max(0.0, self._sent + SHORTEST - time.monotonic()))
-        await hub.news.wait(self._version, HEARTBEAT)
+        if not self._lacking(ask):
+            await hub.news.wait(self._version, HEARTBEAT)
         self._sent, self._version = time.monotonic(), hub.news.version
         pictures = await self._pictures(ask)
         events, self._event = hub.events(self._event, 20)
@@ -69,15 +72,18 @@ class Viewer:
         for _, content in pictures:
             await self._socket.send_bytes(content)
 
+    def _lacking(self, ask: Ask) -> list[int]:
+        """The sources that are asked for and have a newer picture than the client."""
+        sources = self._service.hub.sources
+        wanted = sorted({n for n in ask.next if 0 <= n < len(sources)})
+        return [n for n in wanted if sources[n].version > self._had.get(n, 0)]
+
     async def _pictures(self, ask: Ask) -> list[tuple[int, bytes]]:
         """Those that are asked for and newer than what the client has."""
-        sources, found = self._service.hub.sources, []
-        wanted = {n for n in ask.next if 0 <= n < len(sources)}
-        for index in sorted(wanted):
-            source = sources[index]
-            if source.version <= self._had.get(index, 0):
-                continue
+        found: list[tuple[int, bytes]] = []
+        for index in self._lacking(ask):
             try:
+                source = self._service.hub.sources[index]
                 made = await self._service.pictures.newest(source, ask.width)
             except Busy:  # it comes with a later answer
                 continue

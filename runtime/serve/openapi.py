@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 from ..event import Kind
 from ..grabbed import State
-from .limits import MOST_JSON
+from .limits import LONGEST_NAME, MOST_JSON
 
 Json = dict[str, Any]
 MOST_TOP, MOST_LISTED, LONGEST_POLL = 1000, 500, 30
@@ -75,7 +75,8 @@ def _put_labels() -> Json:
         "A list of labels, a mapping of labels to synonyms, or a set with groups, negative prompts "
         f"and background; up to {MOST_JSON:,} bytes."
     )
-    names = {**_list({"type": "string", "pattern": r"\S"}), "minItems": 1, "uniqueItems": True}
+    name = {"type": "string", "pattern": r"\S", "maxLength": LONGEST_NAME}
+    names = {**_list(name), "minItems": 1, "uniqueItems": True}
     given = {"anyOf": [names, {"type": "object", "minProperties": 1}]}
     body = {
         "required": True,

@@ -104,13 +104,14 @@ def run(server: Server, listening: socket.socket) -> str:
     """
     service, cameras = server.service, server.service.cameras
     try:
-        listening.listen(BACKLOG)
-        if cameras:
-            cameras.on_error = server.stop
-            cameras.start()
-        log.info("serving on http://%s", shown_address(listening))
-        with _signals() as reasons, systemd.service(lambda: server.alive):
-            server.run(sockets=[listening])
+        with _signals(server) as reasons:
+            listening.listen(BACKLOG)
+            if cameras:
+                cameras.on_error = server.stop
+                cameras.start()
+            log.info("serving on http://%s", shown_address(listening))
+            with systemd.service(lambda: server.alive):
+                server.run(sockets=[listening])
     finally:
         if cameras:
             cameras.stop()
@@ -126,11 +127,13 @@ def shown_address(listening: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[str]]:
-    """uvicorn raises the signal that it was ended by again, when it has ended: it is noted here."""
+def _signals(server: Server) -> Iterator[list[str]]:
+    """Notes what ends the server. uvicorn raises the signal that it was ended by again, when it has
+    ended; one that comes before uvicorn begins ends it too."""
     reasons: list[str] = []
 
     def noted(number: int, frame: Any) -> None:
+        server.stop()
         reasons.append("interrupted" if number == signal.SIGINT else "asked to end by SIGTERM")
 
     if threading.current_thread() is not threading.main_thread():

@@ -15,6 +15,7 @@ from ..label_sets import parse_labels
 from ..prediction import Prediction
 from .camera_loop import CameraLoop
 from .hub import Hub
+from .limits import LONGEST_NAME
 from .metrics import Metrics
 from .past import past_json
 from .pictures import Pictures
@@ -30,10 +31,16 @@ SAMPLE = 0.5  # seconds for which a source's history is not looked up again
 
 
 class Service:
-    """Everything behind the server's addresses. `cameras` is None where there is no source."""
+    """Everything behind the server's addresses. `cameras` is None where there is no source;
+    pictures that are sent have at most `max_pixels`, each of which takes some 6 bytes."""
 
-    def __init__(self, classifier: Classifier, cameras: CameraLoop | None = None) -> None:
-        self.classifier, self.cameras = classifier, cameras
+    def __init__(
+        self,
+        classifier: Classifier,
+        cameras: CameraLoop | None = None,
+        max_pixels: int = 25_000_000,
+    ) -> None:
+        self.classifier, self.cameras, self._max_pixels = classifier, cameras, max_pixels
         self.hub = cameras.hub if cameras else Hub([])
         self.pictures, self.metrics = Pictures(), Metrics()
         # One at a time: a backend has threads of its own, and two fight for the cores.
@@ -86,7 +93,7 @@ class Service:
     def classify(self, content: bytes, top: int) -> dict[str, Any]:
         """What a picture file's content shows. Raises FrameError."""
         start = time.perf_counter()
-        frame = read_picture(_checked(content))
+        frame = read_picture(_checked(content), max_pixels=self._max_pixels)
         decoded = time.perf_counter()
         found = self.classifier.classify(frame, "rgb")
         return _shown(found, top, (decoded - start) * 1e3)
@@ -118,6 +125,12 @@ class Service:
                 f"these labels make {texts} texts with {len(templates)} templates; "
                 f"this server embeds at most {MOST_TEXTS}: make a prompt bank with edgeclip prompts"
             )
+        for name in label_set.names:
+            if len(name) > LONGEST_NAME:
+                raise DataError(
+                    f"the label {name[:20]!r}... has {len(name)} letters, at most {LONGEST_NAME} "
+                    "are taken: give what is longer as its prompts"
+                )
         self.classifier.set_labels(label_set)
         self.hub.news.tell()
         return self.labels()
