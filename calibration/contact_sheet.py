@@ -5,11 +5,13 @@ that they found. Right and wrong are marked.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from runtime.frames import Frame
+from runtime.frames import Frame, read_picture
 from runtime.prediction import Prediction
 
 PICTURE, GAP, LINE = 150, 14, 19
@@ -35,8 +37,11 @@ class Query:
     pictures: Sequence[tuple[Frame, bool, str]]
 
 
-def contact_sheet(examples: Sequence[Example], title: str, columns: int = 8) -> Image.Image:
-    """Draws the examples in rows of `columns`, with a title above."""
+def contact_sheet(
+    examples: Sequence[Example], title: str, columns: int = 8, word: str = "is"
+) -> Image.Image:
+    """Draws the examples in rows of `columns`, with a title above; `word` stands before a label
+    that is not the predicted one."""
     rows = -(-len(examples) // columns)
     cell = PICTURE + GAP, PICTURE + 4 * LINE + GAP
     sheet, draw, head = _sheet(columns, rows * cell[1], title)
@@ -44,7 +49,7 @@ def contact_sheet(examples: Sequence[Example], title: str, columns: int = 8) -> 
         x, y = GAP + number % columns * cell[0], head + number // columns * cell[1]
         right = example.prediction.label == example.label
         _paste(sheet, draw, (x, y), (example.frame, right, example.mark))
-        _labels(draw, x, y + PICTURE + 4, example)
+        _labels(draw, x, y + PICTURE + 4, example, word)
     return sheet
 
 
@@ -59,6 +64,11 @@ def query_sheet(queries: Sequence[Query], title: str, columns: int = 6) -> Image
             _paste(sheet, draw, (GAP + number * (PICTURE + GAP), y + LINE + 8), picture)
         y += height
     return sheet
+
+
+def small(file: Path) -> Frame:
+    """A picture file at the size in which it is shown, so that large ones do not pile up."""
+    return np.asarray(thumbnail(read_picture(file)), dtype=np.uint8)
 
 
 def thumbnail(frame: Frame) -> Image.Image:
@@ -113,7 +123,7 @@ def _paste(
         draw.text((x + 4, y + 1), mark, INK, _font(12))
 
 
-def _labels(draw: ImageDraw.ImageDraw, x: int, y: int, example: Example) -> None:
+def _labels(draw: ImageDraw.ImageDraw, x: int, y: int, example: Example, word: str) -> None:
     for label, score in example.prediction.top(3):
         draw.rectangle((x, y + 2, x + round(score * PICTURE), y + LINE - 1), fill=BAR)
         color = RIGHT if label == example.label else INK
@@ -121,5 +131,5 @@ def _labels(draw: ImageDraw.ImageDraw, x: int, y: int, example: Example) -> None
         draw.text((x + PICTURE - 32, y + 2), f"{score:.2f}", FAINT, _font(12))
         y += LINE
     if example.prediction.label != example.label:
-        text = fitted(draw, f"is: {example.label}", PICTURE - 3, 12)
+        text = fitted(draw, f"{word}: {example.label}", PICTURE - 3, 12)
         draw.text((x + 3, y + 2), text, WRONG, _font(12))

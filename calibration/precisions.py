@@ -1,19 +1,21 @@
 """The precisions of an encoder: each made from fp32, judged on frames, accepted or not."""
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 from rich.progress import Progress
 
 from .activations import observe
-from .gate import AnyJudge, Cost, LayerRow, Limits, faults
+from .gate import AnyJudge, Cost, Encode, Judge, LayerRow, Limits, faults
 from .half import in_float, int8_in_half, to_half
 from .half_search import by_loss
 from .layers import Layer, find_layers
+from .metrics import Floats, row_cosines
 from .overflow import overflowing, rounding
 from .quantize import folded, int8_share
 from .ranges import Range, choose_ranges
@@ -21,6 +23,7 @@ from .sensitivity import Search, encoder
 
 BATCH = 8
 DRIFT_FRAMES = 64  # on which each layer is judged by itself
+TRAINED_COSINE = 0.9999  # with the model as it was trained
 HALF_COSINE = 0.9999  # with fp32, at the 1st percentile: what fp16 can reach
 _MORE_IN_FLOAT = (0, 1, 2, 4, 8)  # layers, until that is reached, or int8_fp16 holds the gate
 
@@ -41,6 +44,8 @@ class Candidate:
     search: Search | None = None
     """What int8 was found by, and the layers from the one that suffers most, for int8_fp16."""
     order: tuple[str, ...] = ()
+    trained_cosine: float | None = None
+    """The smallest with the model as it was trained, where that was as int8."""
 
     @property
     def accepted(self) -> bool:
@@ -50,6 +55,8 @@ class Candidate:
     def figures(self) -> dict[str, float]:
         """What decided on it, for the manifest."""
         found = self.cost.figures()
+        if self.trained_cosine is not None:
+            found |= {"trained_cosine_min": self.trained_cosine}
         return found | {"int8_share": self.int8_share} if self.name.startswith("int8") else found
 
 
@@ -124,6 +131,55 @@ def int8_candidate(
         search=search,
         order=tuple(sorted(drift, key=lambda name: drift[name].cosine_p1)),
     )
+
+
+def trained_candidate(
+    model: ModelProto,
+    ranges: Mapping[str, Range],
+    trained: Encode,
+    judge: Judge,
+    limits: Limits,
+    progress: Progress,
+) -> Candidate:
+    """The int8 encoder by ranges that were trained, and with no layer in float: it is to be the
+    function that `trained` computes, frames to unit rows.
+
+    The gate is against fp32 of the same weights. But that is not what was trained: where the true
+    labels of the frames are known, accuracy alone decides, and neither cosine nor agreement.
+    """
+    if judge.targets is not None:
+        limits = replace(limits, min_cosine=-1.0, min_agreement=-1.0)
+    layers = find_layers(model)
+    search = Search(model, layers, ranges, judge, limits)
+    task = progress.add_task("int8: each layer by itself", total=len(layers))
+    alone = Search(model, layers, ranges, judge.first(DRIFT_FRAMES), limits)
+    drift = alone.drift(lambda: progress.advance(task))
+    progress.update(task, description="int8: the gate", total=None)
+    made = search.made([])
+    cost, cosines = search.cost([]), _cosines(encoder(made), trained, judge)
+    progress.remove_task(task)
+    found = faults(cost, limits)
+    if np.median(cosines) < TRAINED_COSINE:
+        found.append(
+            f"its median cosine with the model as it was trained is {np.median(cosines):.5f}, "
+            f"less than {TRAINED_COSINE}: it is not the same function"
+        )
+    return Candidate(
+        name="int8",
+        model=made,
+        cost=cost,
+        faults=tuple(found),
+        int8_share=1.0,
+        layers=tuple(_row(layer, ranges[layer.input], drift, []) for layer in layers),
+        search=search,
+        order=tuple(sorted(drift, key=lambda name: drift[name].cosine_p1)),
+        trained_cosine=float(cosines.min()),
+    )
+
+
+def _cosines(one: Encode, other: Encode, judge: Judge) -> Floats:
+    pairs = [row_cosines(one(batch), other(batch)) for batch in judge.batches()]
+    return np.concatenate(pairs)
 
 
 def int8_half_candidate(int8: Candidate, frames: Batches, progress: Progress) -> Candidate:

@@ -5,14 +5,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from runtime.frames import Frame, read_picture
-
 from . import plots
-from .contact_sheet import Example, Query, contact_sheet, query_sheet, thumbnail
+from .contact_sheet import Example, Query, contact_sheet, query_sheet, small
 from .evaluation import Evaluation, Mistake, Retrieval
 from .sections import Report, json_of, markdown
 
@@ -41,6 +38,8 @@ def _pictures(report: Report) -> Iterator[tuple[str, Figure | Image.Image]]:
         yield "curves.png", plots.curves(report.history, report.steps)
     if report.wise_ft:
         yield "wise_ft.png", plots.wise_ft(report.wise_ft)
+    for section in report.more:
+        yield from section.pictures()
     if report.evaluation:
         yield from _evaluation_pictures(report.evaluation)
 
@@ -60,17 +59,12 @@ def _evaluation_pictures(evaluation: Evaluation) -> Iterator[tuple[str, Figure |
 
 
 def _example(mistake: Mistake) -> Example:
-    return Example(_small(mistake.file), mistake.prediction, mistake.label)
+    return Example(small(mistake.file), mistake.prediction, mistake.label)
 
 
 def _query(retrieval: Retrieval) -> Query:
     """The pictures found, and the caption's own where it is not among them."""
-    pictures = [(_small(f.file), f.right, f"{f.cosine:.2f}") for f in retrieval.found]
+    pictures = [(small(f.file), f.right, f"{f.cosine:.2f}") for f in retrieval.found]
     if retrieval.place > len(retrieval.found):
-        pictures.append((_small(retrieval.own), True, f"its picture, place {retrieval.place:,}"))
+        pictures.append((small(retrieval.own), True, f"its picture, place {retrieval.place:,}"))
     return Query(retrieval.caption, pictures)
-
-
-def _small(file: Path) -> Frame:
-    """A picture at the size in which it is shown, so that large ones do not pile up."""
-    return np.asarray(thumbnail(read_picture(file)), dtype=np.uint8)

@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from .evaluation import ClassRow, Evaluation
 from .pairs import Bad, count
@@ -25,6 +26,8 @@ FIGURES = {
     "text_to_image_r1": "caption to picture, R@1",
     "text_to_image_r5": "caption to picture, R@5",
     "text_to_image_r10": "caption to picture, R@10",
+    "agreement": "same best label as the teacher",
+    "teacher_cosine": "cosine with the teacher's embedding, mean",
 }
 LOGGED = {
     "lr": "learning rate",
@@ -38,6 +41,27 @@ _SPECIAL = str.maketrans({char: f"\\{char}" for char in "\\`*_[]<>|#$~"} | {"&":
 Row = Mapping[str, float]
 
 
+class Section(Protocol):
+    """What a report tells beside."""
+
+    @property
+    def name(self) -> str:
+        """Its key in report.json."""
+        ...
+
+    def json(self) -> Any:
+        """Its content for programs."""
+        ...
+
+    def markdown(self) -> Iterable[str]:
+        """Its lines, an empty one last."""
+        ...
+
+    def pictures(self) -> Iterable[tuple[str, Image.Image]]:
+        """The pictures that its lines show, with their file names."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What a report tells. What is empty has no section.
@@ -46,7 +70,7 @@ class Report:
     "loss": 2.3, "logit_scale": 14.0, "top1": 0.4, "guard_top1": 0.6}: any figures, `guard_` before
     those on other data), `steps` one for each logged step ({"step": 10, "loss": 2.5, "lr": 1e-4}),
     `wise_ft` one for each mixture of weights ({"alpha": 0.5, "top1": 0.4, "guard_top1": 0.6};
-    Wortsman et al. 2022, arXiv:2109.01903).
+    Wortsman et al. 2022, arXiv:2109.01903). `more` stands before what is about the training.
     """
 
     title: str
@@ -56,6 +80,7 @@ class Report:
     steps: Sequence[Row] = ()
     wise_ft: Sequence[Row] = ()
     bad: Sequence[Bad] = ()
+    more: Sequence[Section] = ()
 
 
 def shortened(text: str, length: int = TEXT) -> str:
@@ -84,6 +109,7 @@ def json_of(report: Report) -> dict[str, Any]:
     for name in ("history", "wise_ft"):
         if rows := getattr(report, name):
             content[name] = [dict(row) for row in rows]
+    content |= {section.name: section.json() for section in report.more}
     return content | {"bad": {"counts": count(report.bad), "items": [list(b) for b in report.bad]}}
 
 
@@ -120,9 +146,11 @@ def _confused(evaluation: Evaluation) -> list[tuple[str, str, int]]:
 
 def markdown(report: Report) -> str:
     """The report to read; its pictures lie beside it (see `report.pictures`)."""
-    lines = [f"# {_text(report.title)}", "", *_about(report)]
+    lines = [f"# {escaped(report.title)}", "", *_about(report)]
     if report.evaluation:
         lines += _figures(report.evaluation)
+    for section in report.more:
+        lines += section.markdown()
     lines += _training(report)
     if report.evaluation and report.evaluation.classes:
         lines += _classification(report.evaluation)
@@ -132,7 +160,7 @@ def markdown(report: Report) -> str:
 
 
 def _about(report: Report) -> Iterator[str]:
-    rows = [(name, _text(value)) for name, value in report.about.items()]
+    rows = [(name, escaped(value)) for name, value in report.about.items()]
     if evaluation := report.evaluation:
         rows.append(("pictures", f"{evaluation.pictures:,}"))
         if evaluation.classes:
@@ -140,16 +168,16 @@ def _about(report: Report) -> Iterator[str]:
         if evaluation.captions:
             rows.append(("captions", f"{evaluation.captions:,}"))
         if evaluation.templates:
-            rows.append(("templates", ", ".join(_text(repr(t)) for t in evaluation.templates)))
+            rows.append(("templates", ", ".join(escaped(repr(t)) for t in evaluation.templates)))
     if report.bad:
         rows.append(("left out", f"{len(report.bad):,} items (see the end)"))
-    return _table(("", ""), rows)
+    return table_of(("", ""), rows)
 
 
 def _figures(evaluation: Evaluation) -> Iterator[str]:
     yield from ("## Figures", "")
-    rows = [(words(name), _percent(value)) for name, value in evaluation.figures.items()]
-    yield from _table(("figure", "value"), rows)
+    rows = [(words(name), percent(value)) for name, value in evaluation.figures.items()]
+    yield from table_of(("figure", "value"), rows)
     if evaluation.captions:
         yield "R@k: the share of queries with a right answer among the first k. A hit is any of a"
         yield "picture's captions, or any picture of a caption."
@@ -173,13 +201,13 @@ def _number_table(rows: Sequence[Row]) -> Iterator[str]:
     rows = rows[(len(rows) - 1) % math.ceil(len(rows) / EPOCHS) :: math.ceil(len(rows) / EPOCHS)]
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[f"{row[name]:.4g}" if name in row else "" for name in names] for row in rows]
-    return _table([name.replace("_", " ") for name in names], cells)
+    return table_of([name.replace("_", " ") for name in names], cells)
 
 
 def _classification(evaluation: Evaluation) -> Iterator[str]:
     sure, right = evaluation.figures["confidence"], evaluation.figures["top1"]
     yield from ("## Can the scores be believed?", "", "![Reliability](reliability.png)", "")
-    yield f"The best label's score is {_percent(sure)} on average, and {_percent(right)} are right."
+    yield f"The best label's score is {percent(sure)} on average, and {percent(right)} are right."
     yield "ECE is the mean distance between the score and the share that is right, over 15 bins"
     yield from ("(arXiv:1706.04599).", "")
     yield from ("## Classes", "", *_classes(evaluation.classes))
@@ -192,10 +220,10 @@ def _classification(evaluation: Evaluation) -> Iterator[str]:
         yield f"The pairs that were confused most often, of {len(pairs):,}:"
         yield ""
         cells = [
-            (_text(true), _text(taken), f"{times:,} of {pictures[true]:,}")
+            (escaped(true), escaped(taken), f"{times:,} of {pictures[true]:,}")
             for true, taken, times in pairs[:CONFUSED]
         ]
-        yield from _table(("is", "taken for", "pictures"), cells)
+        yield from table_of(("is", "taken for", "pictures"), cells)
         yield from _mistakes(evaluation)
 
 
@@ -214,56 +242,63 @@ def _classes(rows: Sequence[ClassRow]) -> Iterator[str]:
         if heading:
             yield from (heading, "")
         cells = [
-            (_text(r.label), f"{r.pictures:,}", *map(_percent, (r.precision, r.recall, r.f1)))
+            (escaped(r.label), f"{r.pictures:,}", *map(percent, (r.precision, r.recall, r.f1)))
             for r in group
         ]
-        yield from _table(("class", "pictures", "precision", "recall", "F1"), cells)
+        yield from table_of(("class", "pictures", "precision", "recall", "F1"), cells)
 
 
 def _mistakes(evaluation: Evaluation) -> Iterator[str]:
     yield from ("## The surest mistakes", "", "![The surest mistakes](mistakes.png)", "")
     cells = [
-        (_text(m.label), _text(m.prediction.label), f"{m.prediction.score:.2f}", _file(m.file))
+        (
+            escaped(m.label),
+            escaped(m.prediction.label),
+            f"{m.prediction.score:.2f}",
+            file_of(m.file),
+        )
         for m in evaluation.mistakes
     ]
-    yield from _table(("is", "taken for", "score", "file"), cells)
+    yield from table_of(("is", "taken for", "score", "file"), cells)
 
 
 def _retrievals(evaluation: Evaluation) -> Iterator[str]:
     yield from ("## Retrieval", "", "![Captions and what they found](retrievals.png)", "")
     yield "Captions whose own picture came first, the surest; then those that missed it by most."
     yield ""
-    cells = [(_text(r.caption), f"{r.place:,}", _file(r.own)) for r in evaluation.retrievals]
-    yield from _table(("caption", "place of its picture", "its picture"), cells)
+    cells = [(escaped(r.caption), f"{r.place:,}", file_of(r.own)) for r in evaluation.retrievals]
+    yield from table_of(("caption", "place of its picture", "its picture"), cells)
 
 
 def _bad(bad: Sequence[Bad]) -> Iterator[str]:
     if not bad:
         return
     yield from ("## Left out", "")
-    yield from _table(("reason", "items"), [(r, f"{n:,}") for r, n in count(bad).items()])
-    yield from _table(("item", "reason"), [(_text(b.item, 200), b.reason) for b in bad[:BAD_ITEMS]])
+    yield from table_of(("reason", "items"), [(r, f"{n:,}") for r, n in count(bad).items()])
+    yield from table_of(
+        ("item", "reason"), [(escaped(b.item, 200), b.reason) for b in bad[:BAD_ITEMS]]
+    )
     if len(bad) > BAD_ITEMS:
         yield f"{len(bad) - BAD_ITEMS:,} more are in report.json."
         yield ""
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def table_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield f"| {' | '.join(header)} |"
     yield "|" + "---|" * len(header)
     yield from (f"| {' | '.join(row)} |" for row in rows)
     yield ""
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{share:.1%}"
 
 
-def _file(path: Path) -> str:
+def file_of(path: Path) -> str:
     """A file and its folder; the whole path is in report.json."""
-    return _text("/".join(path.parts[-2:]))
+    return escaped("/".join(path.parts[-2:]))
 
 
-def _text(text: str, length: int = TEXT) -> str:
+def escaped(text: str, length: int = TEXT) -> str:
     """A text of the user's, with what Markdown would take for markup escaped."""
     return shortened(text, length).translate(_SPECIAL)

@@ -29,6 +29,7 @@ from runtime.tokenizer import Tokenizer
 from runtime.unknown import Fitted
 from training.evaluate import head, normalise
 from training.model import ClipModel, create
+from training.quantization import NAME as QUANTIZATION
 from training.text import text_side
 
 from .golden import write_golden
@@ -42,6 +43,7 @@ from .text_precisions import (
 )
 from .to_onnx import write_onnx
 from .towers import ImageEncoder, TextEncoder
+from .trained_ranges import read_trained
 
 IMAGE, TEXT, TOKENIZER = "image.fp32.onnx", "text.fp32.onnx", "tokenizer.json"
 BATCHES = (1, 3, 8)
@@ -89,10 +91,13 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
     console = Console(stderr=True, quiet=quiet)
     check_target(options.bundle, manifest.NAME, options.force)
     clip = create(options.checkpoint, options.pretrained, options.seed)
+    trained = read_trained(clip) if "int8" in options.precisions.precisions else None
     templates = options.templates or clip.templates
     content, text = text_side(clip, options.tokenizer, templates)
     tokenizer = Tokenizer(content, text)
     texts = choose_texts(options.precisions, options.labels, tokenizer, PROBES)
+    if trained:
+        console.print(f"int8 by the ranges of the training ({QUANTIZATION}), not by calibration")
     if clip.source == "random weights":
         console.print("[yellow]random weights: this bundle is good for measuring speed only[/]")
     with new_folder(options.bundle, manifest.NAME, options.force) as folder:
@@ -117,7 +122,7 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
         manifest.write(folder, msgspec.structs.replace(made, files=_files(folder)))
         patterns = probe_frames(clip.image.height, clip.image.width)
         with make_precisions(
-            options.precisions, _classifier(folder), options.labels, patterns, console
+            options.precisions, _classifier(folder), options.labels, patterns, console, trained
         ) as others:
             made_texts = make_text_precisions(
                 options.precisions, folder / TEXT, texts, tokenizer, options.labels, others, console

@@ -24,6 +24,7 @@ from training.cli import train
 from training.eval_cli import evaluate
 
 from .build_cli import build
+from .distill_cli import distill
 from .export_cli import export
 from .presets_cli import presets
 
@@ -59,6 +60,11 @@ def demo(
 app.command(
     epilog="Example: edgeclip train pairs.csv checkpoint/ --val val.csv --epochs 20",
 )(train)
+
+app.command(
+    epilog="Example: edgeclip distill student/ --teacher ViT-B-32:openai --student mobilenetv2 "
+    "--images recording.mp4 --labels 'a cat,a dog'"
+)(distill)
 
 app.command(epilog="Example: edgeclip presets --measure")(presets)
 

@@ -26,6 +26,7 @@ from calibration.precisions import (
     half_candidate,
     int8_candidate,
     int8_half_candidate,
+    trained_candidate,
 )
 from calibration.sampling import sample
 from calibration.sensitivity import encoder
@@ -36,7 +37,10 @@ from runtime.label_sets import Labels
 from runtime.manifest import Head, Precision
 from runtime.prompts import PromptBank, build_bank
 
+from .trained_ranges import Trained
+
 PRECISIONS = ("fp16", "int8", "int8_fp16")
+TRAINED = "the ranges of int8 are those of the training (--qat), not calibrated"
 CALIBRATION_SHARE = 0.6  # of --calibrate, where there is no --judge; the rest judges
 
 
@@ -99,8 +103,10 @@ def make_precisions(
     labels: Labels | None,
     patterns: NDArray[np.uint8],
     console: Console,
+    trained: Trained | None = None,
 ) -> Iterator[Made]:
-    """Yields fp16, and int8 where there are frames, of the bundle that `classifier` has open.
+    """Yields fp16, and int8 where there are frames, of the bundle that `classifier` has open; int8
+    by the ranges of its training, where it was `trained` so.
 
     The frames lie in a temporary file while the block runs. Ranges that were gathered are kept
     beside the bundle until it is whole, so that an export that was cut off goes on.
@@ -112,7 +118,7 @@ def make_precisions(
         with Progress(console=console, transient=True, disable=console.quiet) as progress:
             if options.calibrate:
                 sets = _frames(options, classifier, Path(store), progress)
-                made = _on_frames(model, sets, options, classifier, labels, progress)
+                made = _on_frames(model, sets, options, classifier, labels, progress, trained)
             else:
                 made = _on_patterns(model, patterns, options, progress)
         yield made
@@ -177,6 +183,7 @@ def _on_frames(
     classifier: Classifier,
     labels: Labels | None,
     progress: Progress,
+    trained: Trained | None,
 ) -> Made:
     calibration, judged = sets
     bank = _bank(classifier, labels, judged)
@@ -191,13 +198,13 @@ def _on_frames(
         return calibration.batches(BATCH)
 
     cache = ranges_file(classifier.bundle.folder, model, calibration)
-    candidates = tuple(_candidates(model, frames, judge, options, progress, cache))
+    candidates = tuple(_candidates(model, frames, judge, options, progress, cache, trained))
     return Made(
         candidates=candidates,
         calibration=calibration,
         judged=judged,
         labels=names,
-        notes=(*coverage(calibration, names).notes(), *notes),
+        notes=(*coverage(calibration, names).notes(), *notes, *([TRAINED] if trained else [])),
         flips=tuple(_flips(candidates, judge, judged, names)),
         confidence=_confidence(bank, classifier.bundle.manifest.head, candidates, judge)
         if bank and labels is not None
@@ -214,12 +221,17 @@ def _candidates(
     options: CalibrationOptions,
     progress: Progress,
     cache: Path,
+    trained: Trained | None,
 ) -> Iterator[Candidate]:
     """Each precision that is asked for, in turn."""
     if "fp16" in options.precisions:
         yield half_candidate(model, frames, judge, options.limits, progress)
     if "int8" in options.precisions:
-        int8 = int8_candidate(model, frames, judge, options.limits, progress, cache)
+        if trained:
+            ranges, encode = trained.ranges(model), trained.encode
+            int8 = trained_candidate(model, ranges, encode, judge, options.limits, progress)
+        else:
+            int8 = int8_candidate(model, frames, judge, options.limits, progress, cache)
         yield int8
         if "int8_fp16" in options.precisions:
             yield int8_half_candidate(int8, frames, progress)

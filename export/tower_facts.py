@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import msgspec
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from runtime.remembered import recall, remember
+from training.cost import multiply_adds, parameters, tower_as_exported
 from training.model import PRESETS, ClipModel, create
-
-from .towers import ImageEncoder
 
 KNOWN = ("ViT-B-32", "ViT-B-16", "RN50", "MobileCLIP-S1")
 """open_clip models that are listed beside the presets: for comparison, and as teachers."""
@@ -59,31 +57,25 @@ def facts(name: str) -> Facts:
 
 def count(clip: ClipModel) -> Facts:
     """Counts a model's parameters and multiply-adds."""
-    encoder = ImageEncoder(clip).eval()
-    in_image = sum(p.numel() for p in encoder.parameters())
-    in_visual = sum(p.numel() for p in clip.model.visual.parameters())
-    in_all = sum(p.numel() for p in clip.model.parameters())
-    frames = torch.zeros(1, clip.image.height, clip.image.width, 3, dtype=torch.uint8)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        encoder(frames)
+    tower = tower_as_exported(clip)
     return Facts(
         clip.name,
         clip.image.height,
-        in_image,
-        counter.get_total_flops() // 2,
-        in_all - in_visual,
-        suitability(encoder),
+        parameters(tower),
+        multiply_adds(clip),
+        parameters(clip.model) - parameters(clip.model.visual),
+        suitability(tower),
     )
 
 
-def suitability(encoder: nn.Module) -> str:
-    """How well INT8 suits an encoder, by what it is made of.
+def suitability(tower: nn.Module) -> str:
+    """How well INT8 suits a tower, by what it is made of.
 
     Linears and convolutions with ReLU hold their ranges; smooth activations and gates between
     convolutions have long tails; branches that were merged into one convolution leave weights of
     very different sizes (Chu et al. 2022, arXiv:2212.01593).
     """
-    layers = list(encoder.modules())
+    layers = list(tower.modules())
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
     if len(linears) > len(convolutions):

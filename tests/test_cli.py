@@ -46,6 +46,7 @@ def edgeclip(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     [
         "demo",
         "train",
+        "distill",
         "eval",
         "export",
         "prompts",

@@ -125,14 +125,14 @@ def test_a_signal_saves_the_state_first(
     number: signal.Signals, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    step = trainer._Training._step
+    step = trainer.Training._step
 
-    def signalled(self: trainer._Training, batch: Batch, log: Any) -> None:
+    def signalled(self: trainer.Training, batch: Batch, log: Any) -> None:
         step(self, batch, log)
         if self.run.number == 7:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(trainer._Training, "_step", signalled)
+    monkeypatch.setattr(trainer.Training, "_step", signalled)
     chosen = options(squares, tmp_path / "out", checkpoint_every=100)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -228,7 +228,7 @@ def test_a_run_that_died_while_it_wrote_its_report(
 ) -> None:
     train(options(squares, tmp_path / "whole", ema=ema), quiet=True)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Training, "_finish", lambda *_: (_ for _ in ()).throw(Killed()))
+        patch.setattr(trainer.Training, "_finish", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             train(options(squares, tmp_path / "out", ema=ema), quiet=True)
     train(options(squares, tmp_path / "out", ema=ema, resume=True), quiet=True)

@@ -14,8 +14,9 @@ from export.cli import app
 from runtime.errors import DataError
 from training.model import create
 from training.options import TrainOptions
-from training.search import Search, Told, merit
+from training.search import Search, merit
 from training.search_space import SEARCHED, changed, check_names, given, widths, write_config
+from training.trainer import Told
 
 TINY = Path(__file__).parent / "tiny.json"
 
@@ -124,7 +125,10 @@ def test_weights_that_are_there_fit_no_other_model(options: TrainOptions) -> Non
 
 
 def test_captions_are_compared_by_recall() -> None:
-    assert merit({"image_to_text_r10": 0.25, "text_to_image_r10": 0.75}) == 0.5
+    assert merit({"image_to_text_r10": 0.25, "text_to_image_r10": 0.75, "agreement": 1.0}) == 0.5
+    assert merit({"top1": 0.5, "agreement": 1.0}) == 0.5
+    assert merit({"teacher_cosine": 0.9, "agreement": 0.75}) == 0.75
+    assert merit({"teacher_cosine": 0.9}) == 0.9
 
 
 def test_edgeclip_train_searches(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ class Augmentation:
                 image = self._crop(image)(image)
             if self.rotate:
                 image = v2.RandomRotation(self.rotate, _MODES["bilinear"])(image)
-            if self.flip and not _SIDES.search(caption):
+            if self.flip and not names_a_side(caption):
                 image = v2.RandomHorizontalFlip()(image)
             if self.jitter:
                 strength = self.jitter
@@ -102,6 +102,11 @@ class Augmentation:
             _MODES[spec.interpolation],
             antialias=True,
         )
+
+
+def names_a_side(caption: str) -> bool:
+    """Whether a caption says left or right, so that it is not true of the mirrored picture."""
+    return bool(_SIDES.search(caption))
 
 
 def drop_tokens(

@@ -6,31 +6,14 @@ The options are the fields of TrainOptions: the command is made from them.
 import inspect
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from runtime.errors import DataError
-
-from .options import RUN, TrainOptions
-from .search_space import SEARCHED
-
-Trials = Annotated[
-    int | None,
-    typer.Option(
-        "--search",
-        help="Train so many times with other options; keep the best. OUT.search/search.png shows "
-        "what mattered.",
-        rich_help_panel=RUN,
-    ),
-]
-Over = Annotated[
-    str,
-    typer.Option(
-        "--search-over", help="What --search varies; width too, on demand.", rich_help_panel=RUN
-    ),
-]
+from .options import TrainOptions
+from .search_cli import PARAMETERS, searched
 
 
 def train(**chosen: Any) -> None:
@@ -38,60 +21,67 @@ def train(**chosen: Any) -> None:
     from runtime.label_sets import read_templates
 
     as_json, trials = chosen.pop("as_json"), chosen.pop("search")
-    names = chosen.pop("search_over")
+    over = chosen.pop("search_over")
     chosen["templates"] = read_templates(chosen["templates"]) if chosen["templates"] else ()
     options = TrainOptions(**{**chosen, "mix": tuple(chosen["mix"] or ())})
-    record = _searched(options, trials, names) if trials else _trained(options, as_json)
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":  # not the first process
-        return
-    print(json.dumps(record, indent=2) if as_json else f"wrote {options.out}")
-
-
-def _trained(options: TrainOptions, quiet: bool) -> dict[str, Any]:
     from .trainer import train as run
 
-    return run(options, quiet)
+    if trials:
+        config = _config(options)
+        record = searched(
+            options, trials, over, config, lambda own, told: run(own, quiet=True, told=told)
+        )
+    else:
+        record = run(options, quiet=as_json)
+    if is_first_process():
+        print(json.dumps(record, indent=2) if as_json else f"wrote {options.out}")
 
 
-def _searched(options: TrainOptions, trials: int, names: str) -> dict[str, Any]:
+def _config(options: TrainOptions) -> dict[str, Any]:
+    """The config of a model that begins with random weights; empty for any other: its weights fit
+    no other width."""
+    if options.init or options.init_image or Path(options.model).expanduser().is_dir():
+        return {}
     from .model import create
-    from .search import Search
-    from .search_space import check_names
-    from .trainer import train as run
 
-    if options.devices * options.nodes > 1:
-        raise DataError("--search runs its trials on one device: leave out --devices and --nodes")
-    starts = Path(options.model).expanduser().is_dir()
-    search = Search(
-        options,
-        trials,
-        check_names([name.strip() for name in names.split(",")]),
-        {} if options.init or options.init_image or starts else create(options.model).config,
-        lambda changed, told: run(changed, quiet=True, told=told),
-    )
-    return search.run()
+    return create(options.model).config
 
 
-def _signature() -> inspect.Signature:
-    """One parameter for each field: a list where the field is a tuple, as typer wants it."""
-    hints = get_type_hints(TrainOptions, include_extras=True)
+def is_first_process() -> bool:
+    """Whether this process is the one that prints, where a run has several."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def signature(
+    options: type, offered: Callable[[str], bool], *extra: inspect.Parameter
+) -> inspect.Signature:
+    """One parameter for each field that is `offered`: a list where the field is a tuple, as typer
+    wants it. Then --json, and what is `extra`."""
+    hints = get_type_hints(options, include_extras=True)
     parameters = []
-    for field in inspect.signature(TrainOptions).parameters.values():
+    for field in inspect.signature(options).parameters.values():
+        if not offered(field.name):
+            continue
         hint, default = hints[field.name], field.default
-        if isinstance(default, tuple):
-            hint, default = Annotated[list[str] | None, hint.__metadata__[0]], None
+        if get_origin(get_args(hint)[0]) is tuple:
+            kind = get_args(get_args(hint)[0])[0]
+            needed = default is inspect.Parameter.empty
+            many: Any = list[kind] if needed else list[kind] | None  # type: ignore[valid-type]
+            hint, default = Annotated[many, hint.__metadata__[0]], default if needed else None
         parameters.append(field.replace(annotation=hint, default=default))
     as_json = Annotated[
         bool, typer.Option("--json", help="Print the record as JSON, nothing else.")
     ]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    extra = [
-        inspect.Parameter("search", keyword, default=None, annotation=Trials),
-        inspect.Parameter("search_over", keyword, default=",".join(SEARCHED), annotation=Over),
-        inspect.Parameter("as_json", keyword, default=False, annotation=as_json),
-    ]
-    return inspect.Signature([*parameters, *extra])
+    last = inspect.Parameter(
+        "as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=as_json
+    )
+    return inspect.Signature([*parameters, *extra, last])
 
 
-train.__signature__ = _signature()  # type: ignore[attr-defined]
-train.__annotations__ = {p.name: p.annotation for p in train.__signature__.parameters.values()}  # type: ignore[attr-defined]
+def offer(command: Callable[..., Any], found: inspect.Signature) -> None:
+    """Gives a command that takes any keyword the options of a signature."""
+    command.__signature__ = found  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in found.parameters.values()}
+
+
+offer(train, signature(TrainOptions, lambda _: True, *PARAMETERS))

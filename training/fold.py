@@ -15,7 +15,7 @@ def folded(tower: nn.Module, example: Tensor) -> nn.Module:
     convolution in the run on `example` folded into it. Paths of modules stay as they are."""
     made: Any = copy.deepcopy(tower).eval()
     made.to(memory_format=torch.channels_last)
-    for convolution, norm in _pairs(made, example):
+    for convolution, norm in pairs(made, example):
         conv, bn = made.get_submodule(convolution), made.get_submodule(norm)
         _fold(conv, bn)
         made.set_submodule(norm, getattr(bn, "act", nn.Identity()))  # timm's have an activation
@@ -23,8 +23,9 @@ def folded(tower: nn.Module, example: Tensor) -> nn.Module:
     return result
 
 
-def _pairs(tower: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Paths of convolutions, and of the batch normalisations that alone take their outputs."""
+def pairs(tower: nn.Module, example: Tensor) -> list[tuple[str, str]]:
+    """Paths of convolutions, and of the batch normalisations that take their outputs, in the run of
+    `tower` (in evaluation mode) on `example`."""
     made_by: dict[int, str] = {}
     kept: list[Tensor] = []  # alive, so that no other tensor has its identity
     found: list[tuple[str, str]] = []

@@ -21,6 +21,7 @@ EVERY = 10  # steps between two rows
 SHOWN = (
     "top1", "top5", "guard_top1",
     "image_to_text_r1", "image_to_text_r10", "text_to_image_r1", "text_to_image_r10",
+    "agreement", "teacher_cosine",
 )  # fmt: skip
 
 

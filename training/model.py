@@ -1,6 +1,7 @@
 """CLIP models through open_clip: made by name, config or folder; saved as a folder it loads."""
 
 import difflib
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ import torch
 from runtime.errors import DataError
 from runtime.label_sets import DEFAULT_TEMPLATES, check_templates
 from runtime.manifest import ImageSpec
+
+from .fake_quant import RANGE, fake_layers
+from .quantization import FORMAT, Quantization, write_quantization
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -173,10 +177,23 @@ def preprocess_config(spec: ImageSpec) -> dict[str, Any]:
 
 
 def save(clip: ClipModel, folder: Path, record: Mapping[str, Any]) -> None:
-    """Writes the checkpoint folder: config and weights for open_clip, `record` as training.json."""
+    """Writes the checkpoint folder: config and weights for open_clip, `record` as training.json;
+    of a fake-quantised model also its quantization.json."""
     config = {"model_cfg": clip.config, "preprocess_cfg": preprocess_config(clip.image)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in clip.model.state_dict().items()}
-    (folder / WEIGHTS).write_bytes(safetensors.torch.save(state))
+    plain = {k: v for k, v in clip.model.state_dict().items() if not k.endswith(RANGE)}
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in plain.items()}
+    weights = safetensors.torch.save(state)
+    (folder / WEIGHTS).write_bytes(weights)
+    if layers := fake_layers(clip.model):
+        write_quantization(
+            folder,
+            Quantization(
+                format=FORMAT,
+                bits=next(iter(layers.values())).quantizer.bits,
+                weights_sha256=hashlib.sha256(weights).hexdigest(),
+                input_steps={name: layer.quantizer.step.item() for name, layer in layers.items()},
+            ),
+        )
     text = json.dumps(record, indent=2, ensure_ascii=False)
     (folder / RECORD).write_text(text + "\n", encoding="utf-8")

@@ -16,12 +16,13 @@ Precision = Literal["fp32", "bf16", "fp16"]
 LossName = Literal["auto", "clip", "siglip", "itc", "triplet", "margin"]
 Mining = Literal["hardest", "semi-hard"]
 Strategy = Literal["ddp", "fsdp"]
-DATA, MODEL, LOSS, STEPS, TUNING, RUN = (
+DATA, MODEL, LOSS, STEPS, TUNING, QAT, RUN = (
     "Data",
     "Model",
     "Loss",
     "Optimisation",
     "Fine-tuning",
+    "Quantisation",
     "The run",
 )
 _LEAST = {
@@ -175,6 +176,19 @@ class TrainOptions:
         _option(TUNING, "Mix of start (0) and trained (1) weights to write: WiSE-FT's alpha."),
     ] = None
 
+    qat: Annotated[
+        bool,
+        _option(
+            QAT,
+            "Train the image tower as the int8 that export writes, from a trained start: a tenth "
+            "of its --lr and a few epochs are enough; batch statistics stay as they are.",
+            "--qat",
+        ),
+    ] = False
+    qat_bits: Annotated[
+        int, _option(QAT, "Of weights and inputs; export writes 8, less is for research.")
+    ] = 8
+
     seed: Annotated[int, _option(RUN, "Seed of weights, order and captions.")] = 0
     checkpoint_every: Annotated[int, _option(RUN, "Steps between states to resume from.")] = 500
     resume: Annotated[
@@ -197,6 +211,7 @@ class TrainOptions:
         self._check_choices()
         self._check_ranges()
         self._check_combinations()
+        self._check_qat()
 
     def _check_choices(self) -> None:
         for name, choices in (
@@ -251,6 +266,20 @@ class TrainOptions:
         if self.views > 1 and not self.lock_image:
             raise DataError("--views are of a locked image tower's features: add --lock-image")
 
+    def _check_qat(self) -> None:
+        if not 2 <= self.qat_bits <= 8:
+            raise DataError(f"--qat-bits is 2 to 8, not {self.qat_bits}")
+        if self.qat and (self.lock_image or self.wise_ft is not None or self.strategy == "fsdp"):
+            raise DataError(
+                "--qat trains the whole image tower as it will be: it goes with none of "
+                "--lock-image, --wise-ft and --strategy fsdp"
+            )
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether each epoch is measured on held-out data."""
+        return self.val is not None
+
     @property
     def run(self) -> Path:
         """The folder beside `out` for what belongs to the run: its state and its logs."""
@@ -273,4 +302,5 @@ def _check_share(name: str, value: float, below_one: bool = False) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return [_plain(item) for item in value] if several else value

@@ -26,6 +26,7 @@ from .groups import image_groups, lock, text_groups
 from .model import ClipModel
 from .options import TrainOptions
 from .pictures import PictureReader
+from .qat import require_trained
 from .rows import Maker, TableRows
 from .shards import Shards
 from .sources import Plan, Source, make_plan, open_sources
@@ -55,6 +56,8 @@ def prepare(options: TrainOptions, fabric: Fabric, console: Console) -> Material
     Raises DataError for what does not work, before anything is trained.
     """
     clip = make_model(options)
+    if options.qat:
+        require_trained(clip, "--model or --init")
     content, spec = text_side(clip, options.tokenizer, options.templates)
     tokenizer = Tokenizer(content, spec)
     with Progress(console=console, transient=True, disable=console.quiet) as progress:

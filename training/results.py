@@ -23,6 +23,8 @@ from .heldout import HeldOut
 from .model import CONFIG, RECORD, WEIGHTS, ClipModel, save
 from .options import TrainOptions
 from .prepare import Material, describe
+from .qat import set_steps
+from .quantization import read_quantization
 
 REPORT = "report"
 ENDED = "ended"
@@ -86,8 +88,7 @@ class Results:
         self.record["epochs"].append(figures)
         if self._guard and not self._guard.holds(figures["guard_top1"]):
             if not first:
-                kept = safetensors.torch.load_file(self.options.out / WEIGHTS)
-                self.shown.model.load_state_dict(kept)
+                self._go_back()
             elif self.options.wise_ft is None:
                 raise no_epoch_holds(self._guard, figures["guard_top1"])
             self.record["stopped_by_guard"] = True
@@ -95,6 +96,14 @@ class Results:
         with new_folder(self.options.out, CONFIG, self._replaces or not first) as folder:
             self._save(folder)
         return True
+
+    def _go_back(self) -> None:
+        """Leaves in `shown` what the checkpoint of the epoch before has."""
+        folder = self.options.out
+        kept = safetensors.torch.load_file(folder / WEIGHTS)
+        self.shown.model.load_state_dict(kept, strict=not self.options.qat)
+        if ranges := read_quantization(folder, folder / WEIGHTS):
+            set_steps(self.shown, ranges.input_steps)
 
     def finish(self, steps: Sequence[Mapping[str, float]]) -> None:
         """Mixes with the start, if asked, and writes the last checkpoint with its report."""
@@ -173,6 +182,8 @@ class Results:
             words += f"; the next one lost more than --guard-drop {self.options.guard_drop:g}"
         if self.options.ema:
             words += "; averaged (--ema)"
+        if self.options.qat:
+            words += f"; measured as int{self.options.qat_bits} (--qat)"
         if self.options.wise_ft is not None:
             words += f"; mixed with the start, alpha {self.options.wise_ft:g}"
         return words

@@ -98,7 +98,7 @@ class TableRows:
         features: NDArray[np.floating] | None = None,
         embeddings: NDArray[np.float32] | None = None,
     ) -> None:
-        self.pairs, self._maker = pairs, maker
+        self.pairs, self.maker = pairs, maker
         self._features, self._embeddings = features, embeddings
         self._tokens = maker.tokenizer(pairs.texts) if embeddings is None else None
         self._ids = [caption_id(text) for text in pairs.texts]
@@ -123,19 +123,19 @@ class TableRows:
     def _row(self, row: int, rng: np.random.Generator) -> Row:
         pairs = self.pairs
         own, path = pairs.captions[row], pairs.files[row]
-        drawn = self._maker.draw(own, rng)
+        drawn = self.maker.draw(own, rng)
         image: Array
         if self._features is not None:
             image = self._features[row, rng.integers(self._features.shape[1])]
         else:
-            read = self._maker.reader.file
-            image = self._maker.image(lambda: read(path), [pairs.texts[c] for c in drawn], rng)
+            read = self.maker.reader.file
+            image = self.maker.image(lambda: read(path), [pairs.texts[c] for c in drawn], rng)
         text: Array
         if self._tokens is None:
             assert self._embeddings is not None
             text = self._embeddings[drawn]
         else:
-            text = self._maker.text(self._tokens[drawn], rng)
+            text = self.maker.text(self._tokens[drawn], rng)
         target = NO_LABEL if pairs.targets is None else pairs.targets[row]
         ids = [self._ids[c] for c in own]
         return Row(image, text, [self._ids[c] for c in drawn], ids, target, str(path))

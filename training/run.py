@@ -18,7 +18,7 @@ from runtime.errors import DataError
 
 from .average import Average
 from .batches import Batch
-from .devices import gather
+from .distill_objective import DistillObjective
 from .groups import parameter_groups, set_training
 from .loss import clamp_scale
 from .model import ClipModel
@@ -31,10 +31,7 @@ _NAMED = 4
 
 
 class Run:
-    """One model in training, `total` steps long; `number` steps are done.
-
-    `most` is the largest number of captions of a picture.
-    """
+    """One model in training on an objective, `total` steps long; `number` steps are done."""
 
     def __init__(
         self,
@@ -43,17 +40,17 @@ class Run:
         towers: Towers,
         options: TrainOptions,
         total: int,
-        most: int,
+        objective: Objective | DistillObjective,
     ) -> None:
         self.fabric, self.clip, self.options = fabric, clip, options
         self.number, self.total = 0, total
         self._warmup = max(1, round(total * options.warmup))
-        self.objective = Objective(options, clip, most, gather).to(fabric.device)
+        self.objective = objective.to(fabric.device)
         self.ema = Average(towers, options.ema).to(fabric.device) if options.ema else None
         self.slow = None
         if self.objective.momentum:
             self.slow = Average(towers, options.momentum, ramp=False).to(fabric.device)
-        set_training(towers, options.freeze_bn)
+        set_training(towers, options.freeze_bn or options.qat)
         self.towers: Any = fabric.setup_module(towers)
         self._plain = towers
         self.optimizer: Any = fabric.setup_optimizers(self._adamw())
@@ -97,7 +94,8 @@ class Run:
         self._check_finite(loss, norm, batch)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        clamp_scale(self._logit_scale())
+        if self._logit_scale().requires_grad:
+            clamp_scale(self._logit_scale())
         if self.ema:
             self.ema.update(self._plain)
         self.number += 1

@@ -24,9 +24,8 @@ from runtime.folders import check_target, new_folder
 from .model import CONFIG, RECORD
 from .search_chart import chart
 from .search_space import Options, changed, given, propose, write_config
+from .trainer import Told
 
-Told = Callable[[Mapping[str, Any]], None]
-"""Is told of each epoch's figures; what it raises ends the training."""
 _UNSEEN_FIRST = 3  # trials that are never ended early: there is no median before
 _TO_TELL = 5  # trials, for a word on what mattered
 _FREE = ("force", "resume", "workers", "cache", "out")  # what may differ where a search goes on
@@ -48,6 +47,8 @@ class Search(Generic[Options]):
     train: Callable[[Options, Told], dict[str, Any]]
     model_option: str = "model"
     """The option that takes a model's config."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Options that all trials have otherwise."""
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
     def run(self) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class Search(Generic[Options]):
 
     def _begin(self) -> None:
         options = self.options
-        if options.val is None:
+        if not options.is_compared:
             raise DataError("--search compares trials on held-out data: give them by --val")
         if self.trials < 1:
             raise DataError(f"--search takes a number of trials of 1 or more, not {self.trials}")
@@ -136,7 +137,7 @@ class Search(Generic[Options]):
     def _trial(self, study: optuna.Study, trial: optuna.Trial) -> None:
         values = propose(trial, self.options, self.config, self.names)
         out = self.folder / f"trial-{trial.number:03}"
-        changes: dict[str, Any] = {"out": out, "force": True, "resume": False}
+        changes: dict[str, Any] = {"out": out, "force": True, "resume": False, **self.fixed}
         config = self.folder / f"model-{trial.number:03}.json"
         if write_config(self.config, values, config):
             changes[self.model_option] = str(config)
@@ -193,9 +194,13 @@ class _Epochs:
 
 
 def merit(figures: Mapping[str, Any]) -> float:
-    """What trials are compared by: top-1 on labels; on captions the mean of both R@10."""
-    if "top1" in figures:
-        return float(figures["top1"])
+    """What trainings are compared by: top-1 on labels; on captions the mean of both R@10; else how
+    often a student agrees with its teacher, or how near its embeddings are."""
+    for name in ("top1", "agreement"):
+        if name in figures and "image_to_text_r10" not in figures:
+            return float(figures[name])
+    if "image_to_text_r10" not in figures:
+        return float(figures["teacher_cosine"])
     return float(figures["image_to_text_r10"] + figures["text_to_image_r10"]) / 2
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .average import Average
 from .batches import Batch
+from .distill_objective import DistillObjective
 from .objective import Objective, accuracy
 from .towers import Embeddings
 
@@ -41,7 +42,7 @@ class Step:
 
     fabric: Fabric
     towers: Any  # Fabric's wrapper of Towers
-    objective: Objective
+    objective: Objective | DistillObjective
     slow: Average | None
     micro_batch: int
     seed: int

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,12 +18,16 @@ from runtime.errors import DataError
 from runtime.folders import check_target
 
 from .batches import Batch, PairBatches, loader
-from .devices import First, gather_objects, make_fabric
+from .devices import First, gather, gather_objects, make_fabric
+from .distill_objective import DistillObjective
 from .interrupts import Interrupts
 from .log import RunLog
-from .model import CONFIG
+from .model import CONFIG, ClipModel
+from .objective import Objective
 from .options import FREE_ON_RESUME, TrainOptions
-from .prepare import prepare
+from .prepare import Material, prepare
+from .qat import fake_quantize
+from .qat_ranges import CALIBRATION, calibrate
 from .results import Results, has_ended
 from .rows import TableRows
 from .run import Run
@@ -30,11 +35,18 @@ from .shards import Shards
 from .start import settled
 from .state import NAME, load_state, save_state
 
+Told = Callable[[Mapping[str, Any]], None]
+"""Is told of each epoch's figures; what it raises ends the training."""
+
+
+def nobody(figures: Mapping[str, Any]) -> None:
+    """Nobody is told."""
+
 
 def train(
     options: TrainOptions,
     quiet: bool = False,
-    told: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    told: Told = nobody,
 ) -> dict[str, Any]:
     """Trains and writes the checkpoint folder `options.out`; returns what training.json holds.
     `told` is told of each epoch's figures, in the first process.
@@ -44,16 +56,16 @@ def train(
     Raises DataError for data or options that do not work, GateFailed where the guard fails.
     """
     options = settled(options)
-    state = _state(options)
+    state = state_of(options)
     fabric = make_fabric(options)
     console = Console(stderr=True, quiet=quiet or not fabric.is_global_zero)
     if options.resume and not state:
         console.print(f"there is no state in {options.run} yet: the run begins")
     with torch.random.fork_rng(devices=[]):
-        return _Training(options, fabric, console, state, told).fit()
+        return Training(options, fabric, console, state, told).fit()
 
 
-def _state(options: TrainOptions) -> dict[str, Any] | None:
+def state_of(options: TrainOptions) -> dict[str, Any] | None:
     """The state to go on from; None where the run is to begin. Raises DataError where it is not
     clear which."""
     unfinished = (options.run / NAME).is_file()
@@ -71,8 +83,9 @@ def _state(options: TrainOptions) -> dict[str, Any] | None:
     return None
 
 
-class _Training:
-    """One run, from its first step or from `state` to its end."""
+class Training:
+    """One run, from its first step or from `state` to its end. What is learned, and what becomes of
+    it, is in `_prepare`, `_objective` and `_results`."""
 
     def __init__(
         self,
@@ -80,13 +93,12 @@ class _Training:
         fabric: Fabric,
         console: Console,
         state: dict[str, Any] | None,
-        told: Callable[[Mapping[str, Any]], None],
+        told: Told,
     ) -> None:
         self.options, self.fabric, self.console = options, fabric, console
         self._told = told
         self.first = First(fabric)  # it computes what the others then find on the disk
-        made = self.first(lambda: prepare(options, fabric, console))
-        material = made or prepare(options, fabric, console)
+        material = self.first(self._prepare) or self._prepare()
         self.plan, clip = material.plan, material.clip
         sharded = options.strategy == "fsdp" and fabric.world_size > 1
         whole = copy.deepcopy(clip.model) if sharded else clip.model
@@ -98,18 +110,38 @@ class _Training:
             fabric.global_rank,
             fabric.world_size,
         )
+        if options.qat:
+            self._fake_quantize(clip, calibrated=state is not None)
         total = self.plan.batches * options.epochs
-        self.run = Run(fabric, clip, material.towers, options, total, self.batches.most)
+        self.run = Run(fabric, clip, material.towers, options, total, self._objective(material))
         if sharded and fabric.is_global_zero:
             whole.to(fabric.device)  # to be evaluated there
         if self.run.ema:
             whole = self.run.ema.module.model
-        self.results = Results(options, material, dataclasses.replace(clip, model=whole))
+        self.results = self._results(material, dataclasses.replace(clip, model=whole))
         self._items = sum(map(_size, material.sources)) + len(self.results.bad)
         self._losses: list[float] = []
         self._began = time.perf_counter()
         if state:
             self._take_up(state)
+
+    def _prepare(self) -> Material:
+        return prepare(self.options, self.fabric, self.console)
+
+    def _objective(self, material: Material) -> Objective | DistillObjective:
+        return Objective(self.options, material.clip, self.batches.most, gather)
+
+    def _results(self, material: Material, shown: ClipModel) -> Results:
+        return Results(self.options, material, shown)
+
+    def _fake_quantize(self, clip: ClipModel, calibrated: bool) -> None:
+        """Has the image tower compute as its int8 will; the state to go on from has the ranges."""
+        fake_quantize(clip, self.options.qat_bits)
+        if calibrated:
+            return
+        with self.console.status("Finding the ranges of the activations"):
+            first = itertools.islice(loader(self.batches, self.options.workers), CALIBRATION)
+            calibrate(clip, (batch.images for batch in first))
 
     def fit(self) -> dict[str, Any]:
         """Trains to the end, and writes the report."""

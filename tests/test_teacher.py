@@ -1,0 +1,200 @@
+"""What a teacher said is kept: computed anew is what changed, and no more."""
+
+import copy
+import dataclasses
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from conftest import solid
+from PIL import Image
+from rich.progress import Progress
+
+from calibration.pairs import Pairs
+from runtime.errors import DataError
+from training.augment import Augmentation
+from training.distill_images import digests, open_images
+from training.evaluate import image_encoder, text_encoder
+from training.model import ClipModel, create
+from training.teacher import Teacher, open_teacher
+from training.views import apply_view
+
+QUIET = Progress(disable=True)
+
+
+@functools.cache
+def opened(checkpoint: Path) -> ClipModel:
+    return open_teacher(str(checkpoint))
+
+
+def changes(clip: ClipModel, **strength: Any) -> Augmentation:
+    return Augmentation(clip.image, **({"crop": 0.6, "flip": True} | strength))
+
+
+class Counted(Teacher):
+    """Counts the frames and the texts that its model embeds."""
+
+    frames = 0
+
+    def _encoder(self) -> Any:
+        encode = super()._encoder()
+
+        def counted(frames: Any) -> Any:
+            self.frames += len(frames)
+            return encode(frames)
+
+        return counted
+
+
+def asked(
+    checkpoint: Path, cache: Path, pictures: Path, views: int = 2, seed: int = 0, **strength: Any
+) -> tuple[int, Pairs, Counted, Any]:
+    """How many frames were embedded, what is known, by whom, and where."""
+    clip = opened(checkpoint)
+    teacher = Counted(clip, cache, changes(clip, **strength), seed, workers=0)
+    pairs = open_images([pictures], 1.0, cache / "frames", 0.5, QUIET)
+    hashes, good = digests(pairs.files, QUIET)
+    pairs, places = teacher.see(pairs.keep(good), hashes[good], range(1, views + 1), QUIET)
+    return teacher.frames, pairs, teacher, places
+
+
+@pytest.fixture
+def pictures(squares: Path, tmp_path: Path) -> Path:
+    """Six pictures."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for color in ("red", "green", "blue"):
+        for n in range(2):
+            shutil.copy(squares / color / f"{n}.png", folder / f"{color}{n}.png")
+    return folder
+
+
+def test_only_what_changed_is_computed_anew(
+    checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+
+    def count(**how: Any) -> int:
+        return asked(checkpoint, cache, pictures, **how)[0]
+
+    assert [count(), count()] == [12, 0]
+    assert [count(views=5), count(views=3)] == [18, 0]
+    Image.new("RGB", (50, 40), (9, 9, 9)).save(pictures / "red0.png")  # another picture
+    (pictures / "more.png").write_bytes(solid(100, (40, 40)))
+    os.utime(pictures / "blue0.png")  # the same as before
+    shutil.move(pictures / "blue1.png", pictures / "moved.png")
+    shutil.copy(pictures / "green0.png", pictures / "copy.png")
+    assert [count(), count()] == [4, 0]
+    for how in ({"crop": 0.7}, {"jitter": 0.1}, {"seed": 1}):
+        assert [count(**how), count(**how)] == [16 - 2, 0]  # copies are embedded once
+    assert count() == 0
+
+
+def test_another_teacher_is_asked_anew(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    def count(clip: ClipModel) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("test_teacher.opened", lambda _: clip)
+            return asked(checkpoint, tmp_path / "cache", pictures)[0]
+
+    def with_other(name: str) -> ClipModel:
+        model = copy.deepcopy(opened(checkpoint).model)
+        with torch.no_grad():
+            model.state_dict()[name][0] += 0.01
+        return dataclasses.replace(opened(checkpoint), model=model)
+
+    assert count(opened(checkpoint)) == 12
+    assert count(with_other("visual.ln_post.bias")) == 12
+    assert count(with_other("ln_final.bias")) == 0  # of the text tower
+    squashed = msgspec.structs.replace(opened(checkpoint).image, fit="squash")
+    assert count(dataclasses.replace(opened(checkpoint), image=squashed)) == 12
+
+
+def test_what_is_kept_is_what_the_teacher_says(
+    checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """The stored numbers of a view draw the very frame that its embedding is of."""
+    _, pairs, teacher, places = asked(checkpoint, tmp_path / "cache", pictures)
+    frames = []
+    for file, own in zip(pairs.files, places, strict=True):
+        for place in own:
+            _, drawn = teacher.images.row(int(place))
+            frames.append(apply_view(teacher.reader.pictures.file(file), drawn, teacher.clip.image))
+    expected = image_encoder(teacher.clip)(np.stack(frames))
+    assert np.allclose(teacher.said(places.ravel()), expected, atol=2e-3)
+
+
+def test_texts_are_kept(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = opened(checkpoint)
+    teacher = Teacher(clip, tmp_path / "cache", changes(clip), 0, 0)
+    texts = ["a red square", "blue", "a red square"]
+    expected = text_encoder(clip, teacher.tokenizer)(texts)
+    assert np.allclose(teacher.read(texts), expected, atol=2e-3)
+    monkeypatch.setattr("training.teacher.text_encoder", None)
+    assert np.allclose(teacher.read(texts[::-1]), expected[::-1], atol=2e-3)
+
+
+def test_unreadable_pictures_are_left_out(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "bad.png").write_text("no picture")
+    count, pairs, _, places = asked(checkpoint, tmp_path / "cache", pictures)
+    assert (count, len(pairs), places.shape) == (12, 6, (6, 2))
+    assert [(Path(bad.item).name, bad.reason) for bad in pairs.bad] == [
+        ("bad.png", "unreadable picture")
+    ]
+    for file in pictures.glob("*[01].png"):
+        file.unlink()
+    with pytest.raises(DataError, match="none of the 1 pictures"):
+        asked(checkpoint, tmp_path / "cache", pictures)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from training import embedding_store, teacher
+from test_teacher import Counted, asked
+
+embedding_store.SECONDS, teacher.BATCH = 0.0, 4
+class Dying(Counted):
+    def _encoder(self):
+        encode = super()._encoder()
+        def dying(frames):
+            if self.frames == 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return encode(frames)
+        return dying
+import test_teacher
+test_teacher.Counted = Dying
+asked(*map(Path, sys.argv[1:]))
+"""
+
+
+def test_a_cache_goes_on_after_kill_9(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    arguments = (checkpoint, tmp_path / "cache", pictures)
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert run.returncode == -signal.SIGKILL
+    assert asked(*arguments)[0] == 12 - 8
+    whole = asked(checkpoint, tmp_path / "whole", pictures)
+    again = asked(*arguments)
+    assert np.allclose(whole[2].said(whole[3].ravel()), again[2].said(again[3].ravel()), atol=2e-3)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("ViT-B-32", "its weights are random"), ("no-such-model", "neither a folder"),
+])  # fmt: skip
+def test_who_cannot_teach(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "ViT-B-32":  # without making its 150 million weights
+        monkeypatch.setattr("training.teacher.create", lambda *_: create("nano"))
+    with pytest.raises(DataError, match=message):
+        open_teacher(name)

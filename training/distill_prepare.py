@@ -1,0 +1,166 @@
+"""From options to what a distillation works on: the teacher, its student, and the pictures."""
+
+import dataclasses
+import hashlib
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import Progress
+
+from calibration.pairs import Pairs, check_bad, count, read_pairs
+from calibration.pairs import describe as in_words
+from runtime.errors import DataError
+from runtime.prompts import PromptBank, build_bank
+
+from .augment import Augmentation
+from .cache import FrameCache
+from .distill_images import digests, left_out, open_images
+from .distill_options import DistillOptions
+from .distill_rows import DistillRows
+from .embedding_store import Digests
+from .model import ClipModel
+from .pictures import PictureReader
+from .prepare import Material
+from .qat import require_trained
+from .rivals import Rivals, split
+from .rows import Maker
+from .sources import Source, make_plan
+from .student import make_student
+from .teacher import Reader, Teacher, open_teacher
+from .towers import Towers
+from .views import PLAIN
+
+
+@dataclass(frozen=True, eq=False)
+class DistillMaterial(Material):
+    """The student and the data of a run, with the teacher's prompt bank, and what both are held
+    against each other on."""
+
+    teacher: Teacher
+    bank: PromptBank | None
+    rivals: Rivals | None
+
+
+def prepare_distillation(
+    options: DistillOptions, fabric: Fabric, console: Console
+) -> DistillMaterial:
+    """Opens the pictures, asks the teacher about all of them, and makes the student.
+
+    Raises DataError for what does not work, before anything is trained.
+    """
+    clip = open_teacher(options.teacher)
+    student = make_student(options, clip, console)
+    if options.qat:
+        require_trained(student, "--student")
+    clip.model.to(fabric.device)
+    student.model.to(fabric.device)
+    if options.grad_checkpointing:
+        student.model.set_grad_checkpointing(True)
+    room = options.cache or options.run
+    view = Augmentation(student.image, options.crop, options.flip, options.rotate, options.jitter)
+    teacher = Teacher(
+        clip, room / "teacher", view, options.seed, options.workers, options.tokenizer
+    )
+    with Progress(console=console, transient=True, disable=console.quiet) as progress:
+        pairs, hashes = _pictures(options, console, progress)
+        bank = _bank(options, teacher)
+        learn, compare = list(range(len(pairs))), list[int]()
+        if options.val is None:
+            learn, compare = split(pairs, options.held_out, options.seed)
+        if not learn:
+            raise DataError(f"--images: {len(pairs)} pictures are too few")
+        rivals = _rivals(options, teacher, student, bank, pairs, hashes, compare, progress)
+        rows = _rows(options, teacher, student, pairs.keep(learn), hashes[learn], progress)
+    clip.model.to("cpu")  # it has said all: a GPU's memory is the student's
+    check_bad(rows.pairs.bad, len(pairs) + len(pairs.bad), options.max_bad, "--images")
+    plan = make_plan([Source("--images", rows.pairs, 1.0)], options, fabric.world_size)
+    about = _about(options, teacher, rows.pairs, hashes, len(rows.places[0]))
+    return DistillMaterial(
+        student, Towers(student), teacher.tokenizer_json, teacher.tokenizer, rows.maker, [rows],
+        plan, [about], teacher, bank, rivals,
+    )  # fmt: skip
+
+
+def _pictures(
+    options: DistillOptions, console: Console, progress: Progress
+) -> tuple[Pairs, Digests]:
+    """All pictures whose file can be read, and the hashes of their content."""
+    room = (options.cache or options.run) / "frames"
+    pairs = open_images(options.images, options.fps, room, options.max_bad, progress)
+    hashes, good = digests(pairs.files, progress)
+    pairs = left_out(pairs, good, "unreadable file")
+    captions = f", {len(pairs.texts)} captions" if pairs.texts else ""
+    console.print(f"{options.data}: {len(pairs)} pictures{captions}")
+    if pairs.bad:
+        console.print(f"[yellow]left out: {in_words(pairs.bad)}[/]")
+    return pairs, hashes[good]
+
+
+def _bank(options: DistillOptions, teacher: Teacher) -> PromptBank | None:
+    labels = options.label_set
+    return None if labels is None else build_bank(labels, options.templates, teacher.read, "")
+
+
+def _rivals(
+    options: DistillOptions,
+    teacher: Teacher,
+    student: ClipModel,
+    bank: PromptBank | None,
+    pairs: Pairs,
+    hashes: Digests,
+    compare: Sequence[int],
+    progress: Progress,
+) -> Rivals | None:
+    """What both are compared on: --val, else the pictures that were set apart."""
+    if options.val is not None:
+        pairs = read_pairs(options.val, options.templates)
+        check_bad(pairs.bad, len(pairs) + len(pairs.bad), options.max_bad, options.val)
+        hashes, good = digests(pairs.files, progress)
+        pairs, hashes = left_out(pairs, good, "unreadable file"), hashes[good]
+    elif compare:
+        pairs, hashes = dataclasses.replace(pairs.keep(compare), bad=()), hashes[compare]
+    else:
+        return None
+    pairs, places = teacher.see(pairs, hashes, [PLAIN], progress)
+    said = teacher.said(places[:, 0])
+    return Rivals(teacher, pairs, said, bank, options.templates, student.image)
+
+
+def _rows(
+    options: DistillOptions,
+    teacher: Teacher,
+    student: ClipModel,
+    pairs: Pairs,
+    hashes: Digests,
+    progress: Progress,
+) -> DistillRows:
+    exact = teacher.reader.view.exact
+    numbers = [PLAIN] if exact else list(range(1, options.views + 1))
+    pairs, places = teacher.see(pairs, hashes, numbers, progress)
+    name = f"pictures-{platform.node()}" if options.nodes > 1 else "pictures"
+    cache = FrameCache(options.cache / name) if options.cache else None
+    view = teacher.reader.view
+    pictures = PictureReader(view, cache)
+    maker = Maker(pictures, teacher.tokenizer, options.captions)
+    reader = Reader(view, student.image, pictures, PictureReader(Augmentation(student.image)))
+    texts = teacher.read(pairs.texts)
+    return DistillRows(pairs, maker, reader, teacher.images, places, texts)
+
+
+def _about(
+    options: DistillOptions, teacher: Teacher, pairs: Pairs, hashes: Digests, views: int
+) -> dict[str, Any]:
+    """What training.json says of the pictures."""
+    return {
+        "source": options.data,
+        "images": len(pairs),
+        "captions": len(pairs.texts),
+        "views": views,
+        "bad": count(pairs.bad),
+        "fingerprint": hashlib.sha256(hashes.tobytes() + repr(pairs.texts).encode()).hexdigest(),
+        "teacher": {"name": teacher.clip.name, "embeddings": teacher.images.folder.name},
+    }

@@ -1,0 +1,218 @@
+"""Embeddings on disk, each computed once: shards of plain arrays with a manifest.
+
+    folder/manifest.json         what the rows are of, and the shards that are whole
+    folder/00000.rows.npy        float16 [n, D], unit rows
+    folder/00000.index.npy       [n] of (digest 16 bytes, number uint32, about float32 [P])
+
+A row is of a thing (a picture or text, by the digest of its content) and a number (of the view).
+A shard is written beside, renamed, and then listed: whatever kills the process, what is listed is
+whole, and what was lost is at most what came after it.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import DataError
+
+MANIFEST, LOCK = "manifest.json", ".lock"
+FORMAT = 1
+SHARD = 8192  # rows at most
+SECONDS = 30.0  # a shard is also written after so long
+DIGEST = 16  # bytes
+Digests = NDArray[np.uint8]
+Rows = NDArray[np.float16]
+
+
+class EmbeddingStore:
+    """The rows of width `width` in a folder, each with `about` numbers beside it.
+
+    `what` says in words and hashes what they were computed by; it goes into the manifest. Where the
+    folder holds something else, DataError is raised: name it by the hash of what matters.
+    """
+
+    def __init__(self, folder: Path, width: int, about: int, what: Mapping[str, Any]) -> None:
+        self.folder, self.width = folder, width
+        own = {"format": FORMAT, "width": width, "about": about, **what}
+        self._what = json.loads(json.dumps(own))  # as it is read back: tuples are lists
+        self._type = np.dtype(
+            [("digest", "u1", (DIGEST,)), ("number", "<u4"), ("about", "<f4", (about,))]
+        )
+        self._shards: list[dict[str, Any]] = self._listed()
+        self._open()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("_rows", "_index")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # a worker maps the files by itself
+        vars(self).update(state)
+        self._open()
+
+    def find(self, digests: Digests, numbers: Sequence[int]) -> NDArray[np.int64]:
+        """The row of each thing [N] in each number [V]: int64 [N, V], -1 where there is none."""
+        keys = _keys(digests, numbers)
+        if not len(self):
+            return np.full(keys.shape, -1)
+        own = np.concatenate([_keys(i["digest"], i["number"][:, None]) for i in self._index])
+        own = own.ravel()
+        order = np.argsort(own, kind="stable")
+        place = np.searchsorted(own, keys, sorter=order).clip(max=len(own) - 1)
+        found = order[place]
+        return np.where(own[found] == keys, found, -1)
+
+    def row(self, place: int) -> tuple[Rows, NDArray[np.float32]]:
+        """One embedding float16 [D] and its numbers float32 [P], by what `find` gave."""
+        shard = int(np.searchsorted(self._starts, place, side="right")) - 1
+        at = place - int(self._starts[shard])
+        return self._rows[shard][at], self._index[shard]["about"][at]
+
+    def rows(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Embeddings float32 [n, D] of places [n]."""
+        made = np.empty((len(places), self.width), np.float32)
+        shards = np.searchsorted(self._starts, places, side="right") - 1
+        for shard in np.unique(shards):
+            own = shards == shard
+            made[own] = self._rows[shard][places[own] - self._starts[shard]]
+        return made
+
+    @contextmanager
+    def writing(self) -> Iterator["Writer"]:
+        """Adds rows; they can be found when the block ends. One process at a time: raises DataError
+        where another one is writing, or where the disk is full."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise DataError(f"another process is writing to {self.folder}") from error
+            self._shards = self._listed()
+            self._open()
+            writer = Writer(self)
+            try:
+                yield writer
+            finally:
+                writer.flush()
+                self._open()
+
+    def write(self, index: NDArray[Any], rows: Rows) -> None:
+        """Writes one shard, then the manifest that lists it."""
+        name = f"{len(self._shards):05d}"
+        try:
+            for kind, values in (("rows", rows), ("index", index)):
+                _save(self.folder / f"{name}.{kind}.npy", values)
+            self._shards.append({"name": name, "rows": len(rows)})
+            text = json.dumps({**self._what, "shards": self._shards}, indent=1)
+            beside = self.folder / f".{MANIFEST}"
+            beside.write_text(text + "\n", encoding="utf-8")
+            beside.replace(self.folder / MANIFEST)
+        except OSError as error:
+            raise DataError(f"embeddings cannot be kept in {self.folder}: {error}") from error
+
+    def entries(
+        self, digests: Digests, numbers: NDArray[np.integer], about: NDArray[np.float32]
+    ) -> NDArray[Any]:
+        """The index of new rows."""
+        made = np.empty(len(digests), self._type)
+        made["digest"], made["number"], made["about"] = digests, numbers, about
+        return made
+
+    def _listed(self) -> list[dict[str, Any]]:
+        file = self.folder / MANIFEST
+        if not file.exists():
+            return []
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            shards = [{"name": str(s["name"]), "rows": int(s["rows"])} for s in content["shards"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{file} is damaged ({error}): delete its folder") from error
+        different = [k for k, v in self._what.items() if content.get(k) != v]
+        if different:
+            raise DataError(f"{self.folder} holds other embeddings ({', '.join(different)} differ)")
+        return shards
+
+    def _open(self) -> None:
+        self._rows: list[Rows] = []
+        self._index: list[NDArray[Any]] = []
+        for shard in self._shards:
+            for kind, into, shape in (
+                ("rows", self._rows, (shard["rows"], self.width)),
+                ("index", self._index, (shard["rows"],)),
+            ):
+                into.append(_mapped(self.folder / f"{shard['name']}.{kind}.npy", shape))
+        self._starts = np.cumsum([0, *(shard["rows"] for shard in self._shards)])
+
+
+class Writer:
+    """Collects rows, and writes them shard by shard."""
+
+    def __init__(self, store: EmbeddingStore) -> None:
+        self._store = store
+        self._index: list[NDArray[Any]] = []
+        self._rows: list[Rows] = []
+        self._since = time.monotonic()
+
+    def add(
+        self,
+        digests: Digests,
+        numbers: NDArray[np.integer],
+        about: NDArray[np.float32],
+        rows: NDArray[np.floating],
+    ) -> None:
+        """Takes in rows [n, D] of things (digests uint8 [n, 16]), numbers [n] and about [n, P].
+
+        Raises DataError where one does not fit 16 bits.
+        """
+        with np.errstate(over="ignore"):
+            small = rows.astype(np.float16)
+        if not np.isfinite(small).all():
+            raise DataError("the teacher gives embeddings that are not finite, or too large")
+        self._index.append(self._store.entries(digests, numbers, about))
+        self._rows.append(small)
+        waited = time.monotonic() - self._since
+        if sum(map(len, self._rows)) >= SHARD or waited > SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what there is, as a shard."""
+        if self._rows:
+            self._store.write(np.concatenate(self._index), np.concatenate(self._rows))
+        self._index, self._rows, self._since = [], [], time.monotonic()
+
+
+def _keys(digests: Digests, numbers: Any) -> NDArray[Any]:
+    """Digest and number of each thing as one value that sorts: void20 [N, V]."""
+    own = np.broadcast_to(np.asarray(numbers, np.uint32), (len(digests), np.shape(numbers)[-1]))
+    made = np.empty((*own.shape, DIGEST + 4), np.uint8)
+    made[..., :DIGEST] = digests[:, None]
+    made[..., DIGEST:] = own[..., None].astype("<u4").view(np.uint8)
+    return made.view(f"S{DIGEST + 4}")[..., 0]
+
+
+def _save(file: Path, values: NDArray[Any]) -> None:
+    beside = file.with_name(f".{file.name}")
+    with beside.open("wb") as stream:
+        np.save(stream, values, allow_pickle=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    beside.replace(file)
+
+
+def _mapped(file: Path, shape: tuple[int, ...]) -> NDArray[Any]:
+    try:
+        found: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+        if found.shape != shape:
+            raise ValueError(f"its shape is {found.shape}, not {shape}")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is damaged: {error}; delete its folder") from error
+    return np.asarray(found)  # a plain array over the same pages: rows are taken faster

@@ -1,0 +1,99 @@
+"""The student: an image tower of its own, with all the rest of its teacher."""
+
+import copy
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from runtime.errors import DataError
+
+from .distill_options import DistillOptions
+from .inherit import inherit
+from .model import ClipModel, create
+from .start import load_backbone
+
+_IMAGE = "visual."
+
+
+def make_student(options: DistillOptions, teacher: ClipModel, console: Console) -> ClipModel:
+    """The student's image tower, of the teacher's embedding width, behind a copy of its text tower
+    and its scale, both locked: a whole CLIP. Raises DataError for what does not go together.
+
+    Its first weights are a checkpoint's, where `--student` is one; those of `--init-image`; the
+    teacher's own, where both are ViTs of one family (`inherit`); or random.
+    """
+    own = _chosen(options)
+    clip = _take_over(_behind(own, teacher, options.seed), own)
+    if options.init_image:
+        return _locked(load_backbone(clip, options.init_image))
+    if options.inherit is not False and own.source == "random weights":
+        inherited = inherit(clip, teacher)
+        if inherited:
+            console.print(f"the student begins with its teacher's weights: {inherited}")
+            image = msgspec.structs.replace(
+                clip.image, mean=teacher.image.mean, std=teacher.image.std
+            )
+            return _locked(
+                dataclasses.replace(clip, source=inherited, image=image, fresh=frozenset())
+            )
+        if options.inherit:
+            raise DataError(
+                f"--inherit: {clip.name} is no smaller ViT of its teacher's kind (open_clip's own, "
+                "with the same patches and head width)"
+            )
+    return _locked(clip)
+
+
+def _chosen(options: DistillOptions) -> ClipModel:
+    """The model that `--student` names: MODEL, MODEL:TAG, a preset, a config or a folder."""
+    name = options.student
+    if Path(name).expanduser().exists() or ":" not in name:
+        return create(name, seed=options.seed)
+    model, _, tag = name.partition(":")
+    return create(model, tag, options.seed)
+
+
+def _behind(own: ClipModel, teacher: ClipModel, seed: int) -> ClipModel:
+    """A model with the image tower's configuration of `own` and the rest of the teacher's."""
+    config = copy.deepcopy(teacher.config) | {"vision_cfg": copy.deepcopy(own.config["vision_cfg"])}
+    quick = [bool(clip.config.get("quick_gelu")) for clip in (own, teacher)]
+    if quick[0] != quick[1] and own.source != "random weights":
+        raise DataError(
+            f"--student {own.name} was trained {'with' if quick[0] else 'without'} quick_gelu, its "
+            "teacher was not: take another student or its architecture alone"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{own.name}-of-{teacher.name}.json"
+        file.write_text(json.dumps(config), encoding="utf-8")
+        made = create(str(file), seed=seed)
+    rest = {k: v for k, v in teacher.model.state_dict().items() if not k.startswith(_IMAGE)}
+    made.model.load_state_dict(rest, strict=False)
+    fresh = frozenset(name for name in made.fresh if name.startswith(_IMAGE))
+    # Pictures are cut to the model's shape as the teacher's are: it saw the same view of them.
+    image = msgspec.structs.replace(own.image, fit=teacher.image.fit, fill=teacher.image.fill)
+    return dataclasses.replace(made, image=image, fresh=fresh, templates=teacher.templates)
+
+
+def _take_over(clip: ClipModel, own: ClipModel) -> ClipModel:
+    """The model with the trained weights of `own` in its image tower, where it has some: all but a
+    projection into another width."""
+    if own.source == "random weights":
+        return clip
+    state = clip.model.state_dict()
+    fit = {
+        k: v
+        for k, v in own.model.state_dict().items()
+        if k.startswith(_IMAGE) and v.shape == state[k].shape
+    }
+    clip.model.load_state_dict(fit, strict=False)
+    return dataclasses.replace(clip, fresh=clip.fresh - set(fit), source=own.source)
+
+
+def _locked(clip: ClipModel) -> ClipModel:
+    for name, parameter in clip.model.named_parameters():
+        parameter.requires_grad_(name.startswith(_IMAGE))
+    return clip

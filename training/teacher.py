@@ -1,0 +1,275 @@
+"""The teacher of a distillation: what it says of every picture's views and of every text, kept."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+from torch.utils.data import DataLoader, Dataset
+
+from calibration.metrics import Floats
+from calibration.pairs import Pairs
+from runtime.errors import DataError, FrameError
+from runtime.frames import Frame
+from runtime.manifest import ImageSpec
+from runtime.tokenizer import Tokenizer
+
+from .augment import Augmentation
+from .distill_images import left_out, text_digests
+from .embedding_store import Digests, EmbeddingStore
+from .evaluate import normalise, text_encoder
+from .fold import folded
+from .model import ClipModel, create
+from .pictures import PictureReader
+from .text import text_side
+from .views import FIELDS, PLAIN, apply_view, draw_view
+
+BATCH = 32  # views at a time
+_OF_TEXT = ("text_cfg", "embed_dim", "custom_text", "quick_gelu")
+
+
+def open_teacher(name: str) -> ClipModel:
+    """A checkpoint folder, or an open_clip model, MODEL or MODEL:TAG. Raises DataError."""
+    if Path(name).expanduser().is_dir():
+        clip = create(name)
+    else:
+        model, _, tag = name.partition(":")
+        clip = create(model, tag or None)
+    if clip.source == "random weights":
+        raise DataError(
+            f"--teacher {name}: its weights are random, there is nothing to learn from it; name "
+            "them as MODEL:TAG (open_clip's list_pretrained), or give a checkpoint folder"
+        )
+    if "multimodal_cfg" in clip.config:
+        raise DataError(f"--teacher {name} is a CoCa model: those cannot teach yet, use a CLIP")
+    return clip
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Reads pictures as some model is to see their views: `view` names which are drawn how."""
+
+    view: Augmentation  # how strongly views differ, and the shape of their boxes
+    spec: ImageSpec
+    pictures: PictureReader
+    plain: PictureReader
+
+    @classmethod
+    def of(cls, view: Augmentation, spec: ImageSpec) -> "Reader":
+        """A reader for a model with the input `spec`."""
+        changed = Augmentation(spec, view.crop, view.flip, view.rotate, view.jitter)
+        return cls(view, spec, PictureReader(changed), PictureReader(Augmentation(spec)))
+
+
+class Views(NamedTuple):
+    """Some views of one picture: their numbers [n], frames uint8 [n, H, W, 3], and what was drawn,
+    float32 [n, 9]."""
+
+    picture: int
+    numbers: NDArray[np.int64]
+    frames: Frame
+    drawn: NDArray[np.float32]
+
+
+class _Missing(Dataset[Views | None]):
+    """The views to be computed, picture by picture; None for one that cannot be read."""
+
+    def __init__(
+        self, files: Sequence[Path], digests: Digests, missing: NDArray[np.bool_],
+        numbers: Sequence[int], reader: Reader, seed: int,
+    ) -> None:  # fmt: skip
+        self._files, self._digests, self._missing = files, digests, missing
+        self._numbers, self._reader, self._seed = np.array(numbers), reader, seed
+        self._rows = np.flatnonzero(missing.any(axis=1))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, item: int) -> Views | None:
+        row = int(self._rows[item])
+        numbers = self._numbers[self._missing[row]]
+        reader, file = self._reader, self._files[row]
+        try:
+            changed = reader.pictures.file(file) if (numbers != PLAIN).any() else None
+            plain = reader.plain.file(file) if (numbers == PLAIN).any() else None
+        except (FrameError, OSError):
+            return None
+        frames, drawn = [], []
+        for number in numbers.tolist():
+            stored = plain if number == PLAIN else changed
+            assert stored is not None
+            key = self._seed, self._digests[row].tobytes(), number
+            drawn.append(draw_view(reader.view, (stored.shape[1], stored.shape[0]), key))
+            frames.append(apply_view(stored, drawn[-1], reader.spec))
+        return Views(row, numbers, np.stack(frames), np.stack(drawn))
+
+
+class Teacher:
+    """A model whose embeddings are computed once, and kept in `folder`.
+
+    What they depend on is in the folders' names, so that another teacher, preprocessing or change
+    of the pictures computes them anew: there are a folder for each teacher and kind of view, and
+    one for each text tower. Within a folder a picture is known by its content, a view by its
+    number: what is new is computed, and nothing else. See `EmbeddingStore` for the files.
+    """
+
+    def __init__(
+        self, clip: ClipModel, folder: Path, view: Augmentation, seed: int, workers: int,
+        tokenizer: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.clip, self._seed, self._workers = clip, seed, workers
+        content, spec = text_side(clip, tokenizer, clip.templates)
+        self.tokenizer_json, self.tokenizer = content, Tokenizer(content, spec)
+        self.reader = Reader.of(view, clip.image)
+        self._width = int(clip.config["embed_dim"])
+        image = {
+            "weights": _hash_of(clip, image=True),
+            "input": msgspec.to_builtins(clip.image),
+            "views": _of_views(view) | {"seed": seed},
+        }
+        text = {
+            "weights": _hash_of(clip, image=False),
+            "tokenizer": hashlib.sha256(content + repr(spec).encode()).hexdigest(),
+        }
+        self.images = self._store(folder, "views", image, len(FIELDS))
+        self._texts = self._store(folder, "texts", text, 0)
+
+    @property
+    def _device(self) -> torch.device:
+        found: torch.device = self.clip.model.logit_scale.device
+        return found
+
+    def _store(self, folder: Path, kind: str, what: dict[str, Any], about: int) -> EmbeddingStore:
+        key = hashlib.sha256(msgspec.json.encode(what)).hexdigest()[:16]
+        what = {"kind": kind, "teacher": self.clip.name, "columns": list(FIELDS[:about]), **what}
+        return EmbeddingStore(folder / f"{kind}-{key}", self._width, about, what)
+
+    def see(
+        self, pairs: Pairs, digests: Digests, numbers: Sequence[int], progress: Progress
+    ) -> tuple[Pairs, NDArray[np.int64]]:
+        """The places in `images` of the pictures' views of these numbers, int64 [N, V]; what is not
+        there is computed. What cannot be read is left out of the pairs, and listed in `bad`.
+
+        Raises DataError where no picture can be read, or the disk is full.
+        """
+        places = self.images.find(digests, numbers)
+        if (places < 0).any():
+            self._compute(pairs.files, digests, places < 0, numbers, progress)
+            places = self.images.find(digests, numbers)
+        good = np.flatnonzero((places >= 0).all(axis=1))
+        if not len(good):
+            raise DataError(f"none of the {len(pairs)} pictures can be read")
+        return left_out(pairs, good.tolist(), "unreadable picture"), places[good]
+
+    def _compute(
+        self,
+        files: Sequence[Path],
+        digests: Digests,
+        missing: NDArray[np.bool_],
+        numbers: Sequence[int],
+        progress: Progress,
+    ) -> None:
+        # Equal pictures are one: only the first of them is computed.
+        _, first = np.unique(digests, axis=0, return_index=True)
+        missing = missing & np.isin(np.arange(len(missing)), first)[:, None]
+        task = progress.add_task("The teacher looks at the pictures", total=int(missing.sum()))
+        views = _Missing(files, digests, missing, numbers, self.reader, self._seed)
+        encode = self._encoder()
+        with self.images.writing() as store:
+            for batch in _batches(views, self._workers):
+                frames = np.concatenate([own.frames for own in batch])
+                rows = [own.picture for own in batch for _ in own.numbers]
+                own_numbers = np.concatenate([own.numbers for own in batch])
+                drawn = np.concatenate([own.drawn for own in batch])
+                store.add(digests[rows], own_numbers, drawn, encode(frames))
+                progress.advance(task, len(frames))
+        progress.remove_task(task)
+
+    def _encoder(self) -> Any:
+        """The image tower as a function from frames uint8 [n, H, W, 3] to float32 [n, D]; batch
+        normalisation is folded where that leaves the embeddings as they are."""
+        spec, visual = self.clip.image, self.clip.model.visual.eval()
+        pixels = torch.rand(2, 3, spec.height, spec.width, device=self._device)
+        fast = folded(visual, pixels)
+        with torch.inference_mode():
+            same = torch.allclose(fast(pixels), visual(pixels), rtol=1e-3, atol=1e-3)
+        tower = fast if same else visual
+
+        @torch.inference_mode()
+        def encode(frames: Frame) -> Floats:
+            pixels = normalise(torch.from_numpy(frames).to(self._device), spec)
+            found = torch.nn.functional.normalize(tower(pixels).float(), dim=-1)
+            return np.asarray(found.cpu().numpy())
+
+        return encode
+
+    def said(self, places: NDArray[np.int64]) -> Floats:
+        """The unit embeddings of views [n] by their places, float32 [n, D]."""
+        return _unit(self.images.rows(places))
+
+    def read(self, texts: Sequence[str]) -> Floats:
+        """The unit embeddings of texts, float32 [T, D]; what is not there is computed."""
+        if not texts:
+            return np.empty((0, self._width), np.float32)
+        digests = text_digests(texts)
+        places = self._texts.find(digests, [0])[:, 0]
+        missing = np.flatnonzero(places < 0)
+        if len(missing):
+            _, first = np.unique(digests[missing], axis=0, return_index=True)
+            missing = missing[first]
+            encode = text_encoder(self.clip, self.tokenizer)
+            with self._texts.writing() as store:
+                for start in range(0, len(missing), 1024):
+                    rows = missing[start : start + 1024]
+                    found = encode([texts[i] for i in rows])
+                    none = np.empty((len(rows), 0), np.float32)
+                    store.add(digests[rows], np.zeros(len(rows), np.int64), none, found)
+            places = self._texts.find(digests, [0])[:, 0]
+        return _unit(self._texts.rows(places))
+
+
+def _unit(rows: Floats) -> Floats:
+    """Rows that 16 bits have rounded, of length 1 again."""
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+def _batches(views: _Missing, workers: int) -> Iterator[list[Views]]:
+    """The views of as many pictures as make a batch; what cannot be read is not among them."""
+    loader = DataLoader(views, batch_size=None, collate_fn=_as_it_is, num_workers=workers)
+    batch: list[Views] = []
+    for own in loader:
+        if own is not None:
+            batch.append(own)
+        if sum(len(v.numbers) for v in batch) >= BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _of_views(view: Augmentation) -> dict[str, Any]:
+    """What the drawing of views depends on: of the model that they are for, the shape alone."""
+    shape = view.spec.width / view.spec.height
+    strength = {name: getattr(view, name) for name in ("crop", "flip", "rotate", "jitter")}
+    return {**strength, "fit": view.spec.fit, "shape": round(shape, 6)}
+
+
+def _hash_of(clip: ClipModel, image: bool) -> str:
+    """SHA-256 of one tower's weights, and of the configuration that says how they are used."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(clip.model.state_dict().items()):
+        if name.startswith("visual.") == image and not name.startswith("logit_"):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    names = ("vision_cfg", "embed_dim", "quick_gelu") if image else _OF_TEXT
+    digest.update(repr([clip.config.get(name) for name in names]).encode())
+    return digest.hexdigest()
