@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,8 @@ class Ages:
     def __init__(self, faults: Faults, allow: float) -> None:
         self._faults, self._allow = faults, allow
         self._round = self.longest = 0.0
-        self.of: dict[str, list[tuple[float, float, float]]] = {}
+        self.of: dict[str, array[float]] = {}
+        """Of each frame three numbers, in as little memory as can be: growth is measured here."""
         self.exceeded: list[str] = []
 
     def see(self, seen: Seen, runs: list[float]) -> None:
@@ -86,7 +88,8 @@ class Ages:
             runs.clear()
         limit = 2e3 * self._faults.apart(seen.source) + self._round
         made = clock_age(seen.frame) if seen.frame.ndim == 3 else 0.0
-        self.of.setdefault(seen.source, []).append((seen.age_ms, seen.age_ms - limit, made))
+        figures = seen.age_ms, seen.age_ms - limit, made
+        self.of.setdefault(seen.source, array("f")).extend(figures)
         if seen.age_ms > limit + self._allow:
             said = f"{seen.source} frame {seen.number}: {seen.age_ms:.0f} ms, not {limit:.0f}"
             self.exceeded.append(said)
@@ -187,7 +190,7 @@ def print_sources(stats: Sequence[SourceStats], ages: Ages) -> None:
     print("\nsource     seen classified dropped broken reconnects hangs | age p50   p99   max | "
           "over the limit by | since made p50   p99   max [ms]")  # fmt: skip
     for s in stats:
-        age, over, made = np.array(ages.of.get(s.source, [(0, 0, 0)])).T
+        age, over, made = np.array(ages.of.get(s.source, (0.0,) * 3)).reshape(-1, 3).T
         print(f"{s.source:8} {s.seen:6} {s.classified:10} {s.dropped:7} {s.broken:6} "
               f"{s.reconnects:10} {s.hangs:5} | {np.percentile(age, 50):7.1f} "
               f"{np.percentile(age, 99):5.0f} {age.max():5.0f} | {over.max():17.1f} | "
