@@ -284,6 +284,7 @@ def _bad(bad: Sequence[Bad]) -> Iterator[str]:
 
 
 def table_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table's lines in Markdown."""
     yield f"| {' | '.join(header)} |"
     yield "|" + "---|" * len(header)
     yield from (f"| {' | '.join(row)} |" for row in rows)
@@ -291,6 +292,7 @@ def table_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[s
 
 
 def percent(share: float) -> str:
+    """A share in words: 12.3%."""
     return f"{share:.1%}"
 
 

@@ -49,9 +49,11 @@ class Rhythm:
         self._times.clear()
 
     def came(self, time: float) -> None:
+        """Notes a frame."""
         self._times.append(time)
 
     def is_stale(self, came: float, now: float) -> bool:
+        """Whether a frame that came then has waited for too long by now."""
         gaps = sorted(after - before for before, after in pairwise(self._times))
         if not gaps:
             return False

@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from runtime.label_sets import DEFAULT_TEMPLATES
 
-from .devices import gather, make_fabric
+from .devices import gather
 from .distill_objective import DistillObjective
 from .distill_options import DistillOptions
 from .distill_prepare import DistillMaterial, prepare_distillation
 from .distill_results import DistillResults
 from .model import ClipModel, recorded
 from .prepare import Material
-from .trainer import Told, Training, nobody, state_of
+from .trainer import Told, Training, nobody, run
 
 
 def distill(options: DistillOptions, quiet: bool = False, told: Told = nobody) -> dict[str, Any]:
@@ -25,14 +24,7 @@ def distill(options: DistillOptions, quiet: bool = False, told: Told = nobody) -
     States, checkpoints, interruption and errors are those of `trainer.train`. What the teacher says
     is kept in `options.cache`, or in `options.run`, and is never asked for twice.
     """
-    options = _settled(options)
-    state = state_of(options)
-    fabric = make_fabric(options)
-    console = Console(stderr=True, quiet=quiet or not fabric.is_global_zero)
-    if options.resume and not state:
-        console.print(f"there is no state in {options.run} yet: the run begins")
-    with torch.random.fork_rng(devices=[]):
-        return _Distillation(options, fabric, console, state, told).fit()
+    return run(_Distillation, _settled(options), quiet, told)
 
 
 def _settled(options: DistillOptions) -> DistillOptions:

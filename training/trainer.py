@@ -55,17 +55,21 @@ def train(
     when it is interrupted, the run leaves its state in `options.run`, to go on by `resume`.
     Raises DataError for data or options that do not work, GateFailed where the guard fails.
     """
-    options = settled(options)
-    state = state_of(options)
+    return run(Training, settled(options), quiet, told)
+
+
+def run(kind: type["Training"], options: TrainOptions, quiet: bool, told: Told) -> dict[str, Any]:
+    """Begins a run of some kind, or goes on with it; returns its record."""
+    state = _state(options)
     fabric = make_fabric(options)
     console = Console(stderr=True, quiet=quiet or not fabric.is_global_zero)
     if options.resume and not state:
         console.print(f"there is no state in {options.run} yet: the run begins")
     with torch.random.fork_rng(devices=[]):
-        return Training(options, fabric, console, state, told).fit()
+        return kind(options, fabric, console, state, told).fit()
 
 
-def state_of(options: TrainOptions) -> dict[str, Any] | None:
+def _state(options: TrainOptions) -> dict[str, Any] | None:
     """The state to go on from; None where the run is to begin. Raises DataError where it is not
     clear which."""
     unfinished = (options.run / NAME).is_file()
