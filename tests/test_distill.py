@@ -219,6 +219,7 @@ def test_inherit_says_why_not(checkpoint: Path, unlabelled: Path, tmp_path: Path
         distill(chosen, quiet=True)
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_bundle_of_the_student(
     checkpoint: Path,
     half: Path,
