@@ -239,7 +239,8 @@ class Classifier:
     def _pixels(self, frames: Sequence[Source], color: Colors, roi: Box | None = None) -> Frame:
         if not len(frames):
             raise FrameError("there is no frame to classify: the list is empty")
-        colors = [color] * len(frames) if isinstance(color, str) else color
+        # What is neither is said to be no channel order, as a single one is.
+        colors = color if isinstance(color, list | tuple) else [color] * len(frames)
         if len(colors) != len(frames):
             raise FrameError(f"color has {len(colors)} channel orders for {len(frames)} frames")
         spec = self.bundle.manifest.image
