@@ -1,6 +1,8 @@
 """`edgeclip presets` counts towers, measures them once, and knows which fit a budget."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,11 @@ def test_edgeclip_presets_prints_a_table_and_json() -> None:
     assert tower["name"] == "nano" and tower["multiply_adds"] > 1e6 and tower["ms"] == {}
     wrong = CliRunner().invoke(app, ["presets", "nanoo"])
     assert isinstance(wrong.exception, DataError)
+
+
+def test_the_command_works_in_a_process_of_its_own() -> None:
+    """Where nothing has been imported before that mends torchvision beside a CPU-only torch."""
+    script = Path(sys.executable).parent / "edgeclip"
+    run = subprocess.run([script, "presets", "nano", "--json"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["towers"][0]["name"] == "nano"

@@ -4,6 +4,10 @@ import copy
 from typing import Any
 
 import torch
+
+from . import torchvision_ops as torchvision_ops  # before timm, which imports torchvision
+
+# isort: split
 from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode

@@ -4,6 +4,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from . import torchvision_ops as torchvision_ops  # before timm, which imports torchvision
+
+# isort: split
 import timm.models
 from torch import nn
 
