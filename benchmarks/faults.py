@@ -245,7 +245,7 @@ def main() -> None:
         for server in servers.values():
             server.kill()
     print_sources(stream.stats(), ages)
-    total = sum(len(of) for of in ages.of.values())
+    total = sum(len(of) for of in ages.of.values()) // 3
     failed = [f"age: {len(ages.exceeded)} of {total} frames"] if ages.exceeded else []
     failed += [f"counts: {said}" for said in wrong_counts(stream.stats(), 0) + watcher.wrong]
     failed += [f"growth: {said}" for said in growth(watcher.held)]
