@@ -1,5 +1,6 @@
 """Events over MQTT: addresses, a broker that is not there, and a real mosquitto."""
 
+import getpass
 import json
 import shutil
 import socket
@@ -62,7 +63,11 @@ class Broker:
     def __init__(self, program: str, folder: Path) -> None:
         self.port = free_port()
         self._config = folder / "mosquitto.conf"
-        self._config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n")
+        # It knows its subscribers also when it has been away: they may come back later than others.
+        self._config.write_text(
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\nuser {getpass.getuser()}\n"
+            f"persistence true\npersistence_location {folder}/\n"
+        )
         self._program = program
         self.received: list[tuple[str, str]] = []
         self.start()
@@ -112,7 +117,7 @@ def test_events_reach_a_broker_also_one_that_was_away(broker: Broker) -> None:
     from paho.mqtt import client as paho
     from paho.mqtt.enums import CallbackAPIVersion
 
-    subscriber = paho.Client(CallbackAPIVersion.VERSION2)
+    subscriber = paho.Client(CallbackAPIVersion.VERSION2, "reader", clean_session=False)
     subscriber.on_connect = lambda client, *_: client.subscribe("shop/#", qos=1)
     subscriber.on_message = lambda client, data, message: broker.got("", message)
     subscriber.reconnect_delay_set(1, 1)
