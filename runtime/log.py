@@ -56,6 +56,7 @@ class TextFormatter(logging.Formatter):
     nobody expected stands its traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record as lines of text."""
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         line = f"edgeclip: {level}{escaped(record.getMessage().strip())}"
         if not record.exc_info:
@@ -68,6 +69,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object: time (UTC), level, logger, message, and what was given as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON."""
         shown = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",

@@ -11,49 +11,59 @@ from .frames import Color, Frame
 from .source_uri import SourceSpec
 
 
-class MadeCamera:
+class _Paced:
+    """A camera whose frames are due by the clock, and have no place in a file."""
+
+    ended = ""
+
+    def __init__(self, fps: float) -> None:
+        self.fps: float | None = fps
+        self._clock = _Clock(fps)
+
+    def position(self) -> float | None:
+        """None."""
+        return None
+
+    def interrupt(self) -> None:
+        """Ends the wait for the next frame."""
+        self._clock.stop()
+
+    def close(self) -> None:
+        """No more frames come."""
+        self._clock.stop()
+
+
+class MadeCamera(_Paced):
     """Gives frames of memory in turn, `fps` a second by the clock, from a random moment on."""
 
     reader = "memory"
-    ended = ""
 
     def __init__(self, frames: Sequence[tuple[Frame, Color]], fps: float) -> None:
+        super().__init__(fps)
         self._frames, self.color = frames, frames[0][1]
-        self.fps: float | None = fps
-        self._clock = _Clock(fps)
         self._count = 0
 
     def grab(self) -> bool:
+        """Waits until the next frame is due."""
         self._count += 1
         return self._clock.wait()
 
     def retrieve(self) -> Frame:
+        """That frame."""
         return self._frames[self._count % len(self._frames)][0]
 
-    def position(self) -> float | None:
-        return None
 
-    def interrupt(self) -> None:
-        self._clock.stop()
-
-    def close(self) -> None:
-        self._clock.stop()
-
-
-class ClipCamera:
+class ClipCamera(_Paced):
     """Plays a video again and again as fast as it was filmed, or `fps` frames a second: each is
     decoded. Raises FrameError where it cannot be read."""
 
-    ended = ""
-
     def __init__(self, clip: SourceSpec, fps: float | None) -> None:
         self._clip, self._capture = clip, open_capture(clip)
+        super().__init__(fps or self._capture.fps or 25.0)
         self.reader, self.color = self._capture.reader, self._capture.color
-        rate = fps or self._capture.fps or 25.0
-        self.fps: float | None = rate
-        self._clock = _Clock(rate)
 
     def grab(self) -> bool:
+        """Waits until the next frame is due; at the clip's end it begins anew."""
         return self._clock.wait() and (self._capture.grab() or self._again().grab())
 
     def _again(self) -> Capture:
@@ -62,16 +72,12 @@ class ClipCamera:
         return self._capture
 
     def retrieve(self) -> Frame:
+        """That frame, decoded."""
         return self._capture.retrieve()
 
-    def position(self) -> float | None:
-        return None
-
-    def interrupt(self) -> None:
-        self._clock.stop()
-
     def close(self) -> None:
-        self._clock.stop()
+        """Lets go of the clip."""
+        super().close()
         self._capture.close()
 
 

@@ -12,8 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from conftest import COLORS
 from fake_capture import Fake, Fakes
 
+import runtime
+from runtime.classifier import Classifier
 from runtime.frames import Color, Colors, Frame
 from runtime.label_sets import Labels, parse_labels
 from runtime.outputs import Output
@@ -25,6 +28,13 @@ from runtime.serve.service import Service
 from runtime.source_uri import SourceSpec
 from runtime.stream import Stream
 from runtime.timeline import TimelineOptions
+
+
+def of_colors(bundle: Path) -> Classifier:
+    """A classifier whose speed does not depend on what `auto` finds."""
+    return runtime.load(
+        bundle, labels=list(COLORS), backend="onnxruntime", precision="fp32", threads=1
+    )
 
 
 def until(holds: Callable[[], object], seconds: float = 30) -> None:

@@ -14,13 +14,12 @@ from conftest import COLORS, square
 from fake_capture import Fake
 from PIL import Image
 
-import runtime
 from runtime.classifier import Classifier
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("websockets")
-from serving import Model, Site, cameras, serving, until  # noqa: E402
+from serving import Model, Site, cameras, of_colors, serving, until  # noqa: E402
 
 from runtime.serve import camera_loop  # noqa: E402
 from runtime.serve.app import PAGE  # noqa: E402
@@ -35,9 +34,7 @@ def picture(color: str, kind: str = "JPEG") -> bytes:
 
 @pytest.fixture(scope="module")
 def classifier(bundle: Path) -> Classifier:
-    return runtime.load(
-        bundle, labels=list(COLORS), backend="onnxruntime", precision="fp32", threads=1
-    )
+    return of_colors(bundle)
 
 
 @pytest.fixture

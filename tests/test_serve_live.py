@@ -13,13 +13,12 @@ from conftest import COLORS
 from fake_capture import Fake
 from PIL import Image
 
-import runtime
 from runtime.classifier import Classifier
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("websockets")
-from serving import Site, cameras, serving, until  # noqa: E402
+from serving import Site, cameras, of_colors, serving, until  # noqa: E402
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 from websockets.sync.client import ClientConnection, connect  # noqa: E402
 
@@ -28,9 +27,7 @@ from runtime.serve import live as live_module  # noqa: E402
 
 @pytest.fixture(scope="module")
 def classifier(bundle: Path) -> Classifier:
-    return runtime.load(
-        bundle, labels=list(COLORS), backend="onnxruntime", precision="fp32", threads=1
-    )
+    return of_colors(bundle)
 
 
 @pytest.fixture

@@ -107,12 +107,14 @@ class _Exchange:
         self.status = 0
 
     async def receive(self) -> Message:
+        """Notes when the body was read to its end."""
         message = await self._receive()
         if message["type"] != "http.request" or not message.get("more_body", False):
             self._unread = False
         return message
 
     async def send(self, message: Message) -> None:
+        """Adds the headers that every answer has; reads on where a body is left unread."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)

@@ -84,6 +84,7 @@ class _Body:
         self.size = 0
 
     async def receive(self) -> Message:
+        """The next part. Raises Refusal where it is late, or the whole is too large."""
         left = self._began + LONGEST - time.monotonic()
         with anyio.move_on_after(max(0.0, min(SILENCE, left))) as patience:
             message = await self._receive()
