@@ -25,6 +25,12 @@ DATA = Path(os.environ.get("EDGECLIP_TEST_DATA", ROOT.parent / "shared" / "data"
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 230)}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("realtime"):
+            item.add_marker(pytest.mark.flaky(reruns=3, reruns_delay=1))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a machine finds out is kept apart from the developer's own: here for fixtures that

@@ -44,6 +44,7 @@ def row(cameras: int, why: str = "") -> CameraRow:
     return CameraRow(cameras, 15, 15, 0, 2, 3, 0, 1, 0.1, why)
 
 
+@pytest.mark.realtime
 def test_cameras_that_are_carried() -> None:
     model = Model()
     found = measure(model, 3, fps=10, frames=BLACK, seconds=0.9)
@@ -56,6 +57,7 @@ def test_cameras_that_are_carried() -> None:
     }  # to warm up, and the frames'
 
 
+@pytest.mark.realtime
 def test_a_model_that_is_too_slow_drops_frames() -> None:
     found = measure(Model(0.1), 2, fps=40, frames=BLACK, seconds=0.5)
     assert found.dropped > 0.5 and "frames dropped" in found.why
@@ -70,19 +72,19 @@ class Biased(Model):
         return super().classify_batch(frames, color)
 
 
+@pytest.mark.realtime
 def test_frames_that_are_old_are_not_carried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DROPPED", 1.0)
     found = measure(Biased(), 1, fps=40, frames=BLACK, seconds=0.6)
     assert "ms old (p99), over" in found.why and found.p99_ms > 80
 
 
+@pytest.mark.realtime
 def test_cameras_that_cannot_be_made_fast_enough_are_said(clip: SourceSpec) -> None:
-    found = measure(Model(), 1, fps=1000, clip=clip, seconds=0.3)
+    found = measure(Model(), 1, fps=1_000_000, clip=clip, seconds=0.3)
     assert "made or decoded in time" in found.why or "dropped" in found.why
-    # A machine that is busy for a moment is not what is tested here.
-    tries = (measure(Model(), 2, fps=10, clip=clip, seconds=0.5) for _ in range(5))
-    good = next(found for found in tries if found.why == "")
-    assert good.fps_mean == pytest.approx(10, rel=0.25)
+    good = measure(Model(), 2, fps=10, clip=clip, seconds=0.5)
+    assert good.why == "" and good.fps_mean == pytest.approx(10, rel=0.25)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 5, 17, 100, 500])
@@ -106,6 +108,7 @@ def test_the_verdict_is_a_sentence() -> None:
     assert verdict([row(1, "too old")]) == "not carried (1: too old)"
 
 
+@pytest.mark.realtime
 def test_made_cameras_keep_time_and_end_when_they_are_told(clip: SourceSpec) -> None:
     camera = MadeCamera(BLACK, 50)
     start = time.monotonic()

@@ -107,6 +107,7 @@ def test_a_file_waits_for_who_takes_its_frames() -> None:
     assert grabber.counters.dropped == 0
 
 
+@pytest.mark.realtime
 def test_a_file_in_real_time_drops_what_comes_too_late() -> None:
     grabber = Grabber(FILE, realtime=True, opens=Fakes(Fake(20, fps=50, live=False)))
     start = time.monotonic()

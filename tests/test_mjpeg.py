@@ -104,6 +104,7 @@ def test_mjpeg_that_dies_or_hangs_returns() -> None:
         grabber.close()
 
 
+@pytest.mark.realtime
 def test_a_newest_frame_is_never_old() -> None:
     with MjpegServer(lambda connection: steady(100)) as server:
         grabber = Grabber(parse_source(server.url))

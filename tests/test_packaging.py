@@ -87,7 +87,7 @@ def test_the_runtime_passes_its_tests_without_torch(
     found = shutil.which(f"python{version}")
     if found is None or subprocess.run([found, "-c", ""], capture_output=True).returncode:
         pytest.skip(f"there is no python{version} on the PATH")
-    tools = ["pytest", "pytest-timeout", "hypothesis"]
+    tools = ["pytest", "pytest-rerunfailures", "pytest-timeout", "hypothesis"]
     python = bare_python(found, tmp_path / "bare", f"{wheel}[cpu]", *tools)
     tests = tmp_path / "tests"  # away from the packages, so that the wheel's are imported
     shutil.copytree(ROOT / "tests", tests)

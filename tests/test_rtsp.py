@@ -104,6 +104,7 @@ def test_a_camera_that_is_killed_is_found_again(
     until(lambda: threading.active_count() == threads)
 
 
+@pytest.mark.realtime
 def test_a_frame_that_was_held_back_is_not_handed_out_when_none_came_in_time() -> None:
     with serves() as server:
         capture = open_capture(parse_source(server.url), 1.0)
@@ -118,6 +119,7 @@ def test_a_frame_that_was_held_back_is_not_handed_out_when_none_came_in_time() -
 
 
 @pytest.mark.slow
+@pytest.mark.realtime
 def test_after_a_pause_no_frame_from_before_it_comes() -> None:
     with serves() as server:
         capture = open_capture(parse_source(server.url), 5.0)

@@ -86,6 +86,7 @@ def test_it_ends_when_all_its_sources_have(tmp_path: Path) -> None:
     assert {color for _, colors in model.batches for color in colors} == {"rgb"}
 
 
+@pytest.mark.realtime
 def test_cameras_are_served_alike_and_never_late() -> None:
     fakes = Fakes(*(Fake(fps=50) for _ in range(4)))
     found: list[Seen] = []
@@ -154,6 +155,7 @@ def test_one_camera_that_hangs_or_dies_holds_nobody_up() -> None:
     assert stream.stats()[1].hangs >= 1 and stream.stats()[2].reconnects >= 2
 
 
+@pytest.mark.realtime
 def test_a_real_camera_that_dies_and_stutters_loses_no_frame_uncounted() -> None:
     def script(connection: int) -> Iterator[bytes | float]:
         yield from itertools.islice(steady(100), 30)
