@@ -215,7 +215,7 @@ def test_options_that_cannot_work(more: dict[str, Any], message: str) -> None:
 
 def test_inherit_says_why_not(checkpoint: Path, unlabelled: Path, tmp_path: Path) -> None:
     chosen = options(checkpoint, Path("nano"), unlabelled, tmp_path / "out", inherit=True)
-    with pytest.raises(DataError, match="nano-of-tiny is no smaller ViT"):
+    with pytest.raises(DataError, match="nano-of-tiny is neither a smaller ViT"):
         distill(chosen, quiet=True)
 
 

@@ -1,19 +1,27 @@
 """From options to what a distillation works on: the teacher, its student, and the pictures."""
 
+import contextlib
 import dataclasses
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from calibration.pairs import Pairs, check_bad, count, read_pairs
 from calibration.pairs import describe as in_words
-from runtime.errors import DataError
+from runtime.errors import DataError, FrameError
+from runtime.frames import Frame
+from runtime.manifest import ImageSpec
 from runtime.prompts import PromptBank, build_bank
 
 from .augment import Augmentation
@@ -22,6 +30,8 @@ from .distill_images import digests, left_out, open_images
 from .distill_options import DistillOptions
 from .distill_rows import DistillRows
 from .embedding_store import Digests
+from .evaluate import normalise
+from .inherit import inherit
 from .model import ClipModel
 from .pictures import PictureReader
 from .prepare import Material
@@ -29,7 +39,7 @@ from .qat import require_trained
 from .rivals import Rivals, split
 from .rows import Maker
 from .sources import Source, make_plan
-from .student import make_student
+from .student import is_heir, make_student
 from .teacher import Reader, Teacher, open_teacher
 from .towers import Towers
 from .views import PLAIN
@@ -53,11 +63,10 @@ def prepare_distillation(
     Raises DataError for what does not work, before anything is trained.
     """
     clip = open_teacher(options.teacher)
-    student = make_student(options, clip, console)
-    if options.qat:
+    student = make_student(options, clip)
+    heir = is_heir(options, student, clip)
+    if options.qat and not heir:
         require_trained(student, "--student")
-    clip.model.to(fabric.device)
-    student.model.to(fabric.device)
     if options.grad_checkpointing:
         student.model.set_grad_checkpointing(True)
     room = options.cache or options.run
@@ -67,6 +76,10 @@ def prepare_distillation(
     )
     with Progress(console=console, transient=True, disable=console.quiet) as progress:
         pairs, hashes = _pictures(options, console, progress)
+        if heir:
+            student = _inherit(options, student, clip, pairs.files, progress)
+        clip.model.to(fabric.device)
+        student.model.to(fabric.device)
         bank = _bank(options, teacher)
         learn, compare = list(range(len(pairs))), list[int]()
         if options.val is None:
@@ -98,6 +111,37 @@ def _pictures(
     if pairs.bad:
         console.print(f"[yellow]left out: {in_words(pairs.bad)}[/]")
     return pairs, hashes[good]
+
+
+def _inherit(
+    options: DistillOptions,
+    student: ClipModel,
+    teacher: ClipModel,
+    files: Sequence[Path],
+    progress: Progress,
+) -> ClipModel:
+    """The student with what it takes over of its teacher, by the look of some of the pictures."""
+    task = progress.add_task("the student becomes like its teacher", total=1.0)
+
+    def some(count: int) -> Tensor:
+        drawn = np.random.default_rng(options.seed).permutation(len(files))
+        frames = list(islice(_readable([files[n] for n in drawn], student.image), count))
+        if not frames:
+            raise DataError(f"--images: none of {len(files)} pictures can be read")
+        return normalise(torch.from_numpy(np.stack(frames)), student.image)
+
+    taken = inherit(student, teacher, some, lambda done: progress.update(task, completed=done))
+    progress.update(task, visible=False)
+    progress.console.print(f"the student begins with its teacher's weights: {taken}")
+    return dataclasses.replace(student, source=taken, fresh=frozenset())
+
+
+def _readable(files: Sequence[Path], spec: ImageSpec) -> Iterator[Frame]:
+    """Those pictures that can be read, as a model with the input `spec` sees them."""
+    reader = PictureReader(Augmentation(spec))
+    for file in files:
+        with contextlib.suppress(FrameError, OSError):
+            yield reader.file(file)
 
 
 def _bank(options: DistillOptions, teacher: Teacher) -> PromptBank | None:

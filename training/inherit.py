@@ -1,135 +1,31 @@
-"""A smaller ViT that begins with the weights of a larger one of its kind.
+"""A student that begins as its teacher, where their image towers are of one family."""
 
-TinyCLIP (Wu et al. 2023, arXiv:2309.12314), manual inheritance: layers at even distances; of the
-channels, heads and hidden units those whose weights matter most, here by their norm. One choice of
-channels holds for the whole residual stream; heads and hidden units are chosen layer by layer.
-"""
+from collections.abc import Callable
 
-import re
-from typing import Any
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .model import ClipModel  # before open_clip, which imports torchvision
+from . import inherit_cnn, inherit_vit
+from .model import ClipModel
 
-# isort: split
-from open_clip.transformer import VisionTransformer
-
-Weights = dict[str, Tensor]
-_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.")
+Told = Callable[[float], None]
 
 
-@torch.no_grad()
-def inherit(student: ClipModel, teacher: ClipModel) -> str:
-    """Fills the student's image tower with the teacher's weights and says in words what was taken;
-    the empty text, and nothing is changed, where the towers are not of one family: open_clip's own
-    ViTs, the student no larger, with equal patches, head width and embeddings."""
-    small, large = student.model.visual, teacher.model.visual
-    if not _family(small, large):
-        return ""
-    given: Weights = {k: v.detach().cpu().float() for k, v in large.state_dict().items()}
-    width, old_width = (_shape(tower)["width"] for tower in (small, large))
-    layers = _even(_shape(large)["layers"], _shape(small)["layers"])
-    channels = _most(_stream(given), width)
-    made: Weights = {}
-    for name in small.state_dict():
-        if not _LAYER.search(name):
-            made[name] = _outside(name, given[name], channels, old_width)
-    for own, old in enumerate(layers):
-        made |= _layer(given, old, own, small, channels)
-    made["positional_embedding"] = _positions(made["positional_embedding"], small)
-    small.load_state_dict(made)
-    kept = f"{len(layers)} of {_shape(large)['layers']} layers, {width} of {old_width} channels"
-    return f"{kept} of {teacher.name}"
+def is_family(student: ClipModel, teacher: ClipModel) -> bool:
+    """Whether the student's image tower can begin as its teacher's."""
+    towers = student.model.visual, teacher.model.visual
+    return inherit_vit.is_smaller(*towers) or inherit_cnn.is_narrower(*towers)
 
 
-def _family(small: Any, large: Any) -> bool:
-    if not (isinstance(small, VisionTransformer) and isinstance(large, VisionTransformer)):
-        return False
-    own, old = _shape(small), _shape(large)
-    fits = all(own[name] <= old[name] for name in ("width", "layers", "heads", "hidden"))
-    return (
-        fits
-        and own["width"] // own["heads"] == old["width"] // old["heads"]
-        and small.conv1.kernel_size == large.conv1.kernel_size
-        and small.output_dim == large.output_dim
-        and {_LAYER.sub("", k) for k in small.state_dict()}
-        == {_LAYER.sub("", k) for k in large.state_dict()}
-    )
+def inherit(
+    student: ClipModel, teacher: ClipModel, pictures: Callable[[int], Tensor], told: Told
+) -> str:
+    """Fills the image tower of a student of its teacher's family and says in words with what.
 
-
-def _shape(tower: Any) -> dict[str, int]:
-    blocks = tower.transformer.resblocks
-    return {
-        "width": blocks[0].attn.embed_dim,
-        "layers": len(blocks),
-        "heads": blocks[0].attn.num_heads,
-        "hidden": blocks[0].mlp.c_fc.out_features,
-    }
-
-
-def _even(count: int, wanted: int) -> list[int]:
-    """`wanted` of the numbers below `count`, the first and the last among them."""
-    if wanted == 1:
-        return [count - 1]
-    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
-
-
-def _stream(given: Weights) -> Tensor:
-    """How much each channel of the residual stream is written to, over all layers [width]."""
-    writers = [v for k, v in given.items() if k.endswith(("out_proj.weight", "c_proj.weight"))]
-    return torch.stack([v.square().sum(dim=1) for v in writers]).sum(dim=0)
-
-
-def _most(weights: Tensor, count: int) -> Tensor:
-    """The places of the `count` largest, in their order."""
-    return weights.topk(count).indices.sort().values
-
-
-def _outside(name: str, value: Tensor, channels: Tensor, width: int) -> Tensor:
-    """What is not in a layer: stem, class embedding, positions, norms, projection."""
-    axis = next(i for i, length in enumerate(value.shape) if length == width)
-    if name in ("positional_embedding", "proj"):
-        axis = 1 if name == "positional_embedding" else 0
-    return value.index_select(axis, channels)
-
-
-def _layer(given: Weights, old: int, own: int, small: Any, channels: Tensor) -> Weights:
-    """Layer `old` of the given weights, as layer `own` of the small tower."""
-    prefix, new = f"transformer.resblocks.{old}.", f"transformer.resblocks.{own}."
-    values = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
-    shape = _shape(small)
-    size = shape["width"] // shape["heads"]
-    out = values["attn.out_proj.weight"]
-    by_head = out.square().sum(dim=0).view(-1, size).sum(dim=1)
-    heads = (_most(by_head, shape["heads"])[:, None] * size + torch.arange(size)).flatten()
-    fc, proj = values["mlp.c_fc.weight"], values["mlp.c_proj.weight"]
-    hidden = _most(fc.square().sum(dim=1) * proj.square().sum(dim=0), shape["hidden"])
-    three = torch.cat([heads + part * out.shape[1] for part in range(3)])  # queries, keys, values
-    rows = {
-        "attn.in_proj_weight": three, "attn.in_proj_bias": three,
-        "mlp.c_fc.weight": hidden, "mlp.c_fc.bias": hidden,
-    }  # fmt: skip
-    columns = {
-        "attn.in_proj_weight": channels, "attn.out_proj.weight": heads,
-        "mlp.c_fc.weight": channels, "mlp.c_proj.weight": hidden,
-    }  # fmt: skip
-    made = {}
-    for name, value in values.items():
-        chosen = value.index_select(0, rows.get(name, channels))
-        made[new + name] = chosen.index_select(1, columns[name]) if name in columns else chosen
-    return made
-
-
-def _positions(value: Tensor, small: Any) -> Tensor:
-    """Positional embeddings [1 + n, width] for another number of patches, by bicubic resizing."""
-    height, width = small.grid_size
-    first, grid = value[:1], value[1:]
-    side = round(len(grid) ** 0.5)
-    if len(grid) == height * width:
-        return value
-    planes = grid.T.reshape(1, -1, side, side)
-    planes = F.interpolate(planes, (height, width), mode="bicubic", antialias=True)
-    return torch.cat([first, planes.flatten(2)[0].T])
+    A CNN looks at `pictures`, of which it asks for so many: float32 [n, 3, H, W], the student's
+    input. `told` hears the share that is done.
+    """
+    towers = student.model.visual, teacher.model.visual
+    if inherit_vit.is_smaller(*towers):
+        return f"{inherit_vit.inherit_vit(*towers)} of {teacher.name}"
+    seen = pictures(inherit_cnn.PICTURES)
+    return f"{inherit_cnn.inherit_cnn(*towers, seen, told)} of {teacher.name}"

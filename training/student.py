@@ -7,45 +7,48 @@ import tempfile
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
 
 from runtime.errors import DataError
 
 from .distill_options import DistillOptions
-from .inherit import inherit
+from .inherit import is_family
 from .model import ClipModel, create
 from .start import load_backbone
 
 _IMAGE = "visual."
 
 
-def make_student(options: DistillOptions, teacher: ClipModel, console: Console) -> ClipModel:
+def make_student(options: DistillOptions, teacher: ClipModel) -> ClipModel:
     """The student's image tower, of the teacher's embedding width, behind a copy of its text tower
     and its scale, both locked: a whole CLIP. Raises DataError for what does not go together.
 
-    Its first weights are a checkpoint's, where `--student` is one; those of `--init-image`; the
-    teacher's own, where both are ViTs of one family (`inherit`); or random.
+    Its first weights are a checkpoint's, where `--student` is one; those of `--init-image`; or
+    random, and then it sees pictures normalised as the teacher does.
     """
     own = _chosen(options)
-    clip = _take_over(_behind(own, teacher, options.seed), own)
+    clip = _locked(_take_over(_behind(own, teacher, options.seed), own))
     if options.init_image:
-        return _locked(load_backbone(clip, options.init_image))
-    if options.inherit is not False and own.source == "random weights":
-        inherited = inherit(clip, teacher)
-        if inherited:
-            console.print(f"the student begins with its teacher's weights: {inherited}")
-            image = msgspec.structs.replace(
-                clip.image, mean=teacher.image.mean, std=teacher.image.std
-            )
-            return _locked(
-                dataclasses.replace(clip, source=inherited, image=image, fresh=frozenset())
-            )
-        if options.inherit:
-            raise DataError(
-                f"--inherit: {clip.name} is no smaller ViT of its teacher's kind (open_clip's own, "
-                "with the same patches and head width)"
-            )
-    return _locked(clip)
+        return load_backbone(clip, options.init_image)
+    if own.source != "random weights":
+        return clip
+    image = msgspec.structs.replace(clip.image, mean=teacher.image.mean, std=teacher.image.std)
+    return dataclasses.replace(clip, image=image)
+
+
+def is_heir(options: DistillOptions, student: ClipModel, teacher: ClipModel) -> bool:
+    """Whether the student is to begin with its teacher's weights. Raises DataError where it cannot,
+    and `--inherit` says that it must."""
+    if options.inherit is False or student.source != "random weights":
+        return False
+    if is_family(student, teacher):
+        return True
+    if options.inherit:
+        raise DataError(
+            f"--inherit: {student.name} is neither a smaller ViT of its teacher's kind "
+            "(open_clip's own, with the same patches and head width) nor a narrower CNN of the "
+            "same layers (a MobileNet, EfficientNet, MNASNet)"
+        )
+    return False
 
 
 def _chosen(options: DistillOptions) -> ClipModel:
