@@ -8,7 +8,7 @@ order of computation, to what the teacher computes there (He et al. 2017, arXiv:
 what the student has in its place.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -104,9 +104,10 @@ def inherit_cnn(small: Any, large: Any, pictures: Tensor, told: Told = lambda _:
     small.eval()
     large.eval()
     layers = _layers(small)
-    names, blocks = [x.name for x in layers], [x.block for x in layers if x.block]
-    seen = _look(large, pictures, names, [*names, *blocks])
-    maps = _maps(layers, small, large, seen)
+    readers = {layer.reads: layer.name for layer in layers}  # the last of each
+    given = [layer.block or layer.name for layer in layers]
+    seen = _look(large, pictures, list(readers.values()), given)
+    maps = _maps(layers, readers, small, large, seen)
     for number, layer in enumerate(layers):
         own, old = small.get_submodule(layer.name), large.get_submodule(layer.name)
         to = maps[layer.writes]
@@ -115,7 +116,7 @@ def inherit_cnn(small: Any, large: Any, pictures: Tensor, told: Told = lambda _:
             _keep_norm(small.get_submodule(layer.norm), large.get_submodule(layer.norm), to)
         else:
             gain, offset = _norm(layer, large)
-            target = seen.outputs[layer.block or layer.name]
+            target = seen.outputs[given[number]].double()
             if not layer.block:
                 target = target * gain + offset
             weight = _mapped(old.weight, maps[layer.reads], gain[:, None] * to).flatten(1)
@@ -126,7 +127,7 @@ def inherit_cnn(small: Any, large: Any, pictures: Tensor, told: Told = lambda _:
 
 
 class _Seen(NamedTuple):
-    """Rows [n, C], float64, of what modules get and give, by their names."""
+    """Rows [n, C], float32, of what modules get and give, by their names."""
 
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
@@ -162,18 +163,19 @@ def _look(tower: Any, pictures: Tensor, reads: Sequence[str], writes: Sequence[s
 
 def _rows(value: Tensor) -> Tensor:
     """Some places of feature maps [N, C, H, W], the same ones in any network, as rows [n, C],
-    float64; vectors [N, C] as they are."""
+    float32; vectors [N, C] as they are."""
     flat = value.flatten(2) if value.dim() > 2 else value[:, :, None]
     count, width, places = flat.shape
     drawn = torch.Generator().manual_seed(places)
     chosen = torch.randint(places, (count, 1, min(places, _PLACES)), generator=drawn)
     rows = flat.gather(2, chosen.to(flat.device).expand(-1, width, -1))
-    return rows.transpose(1, 2).flatten(0, 1).double().cpu()
+    return rows.transpose(1, 2).flatten(0, 1).float().cpu()
 
 
-def _maps(layers: Sequence[_Layer], small: Any, large: Any, seen: _Seen) -> dict[str, Tensor]:
+def _maps(
+    layers: Sequence[_Layer], readers: Mapping[str, str], small: Any, large: Any, seen: _Seen
+) -> dict[str, Tensor]:
     """For each stream the map [C, c] from the teacher's channels to the student's, float64."""
-    readers = {layer.reads: layer.name for layer in layers}  # the last of each
     maps = {"pixels": torch.eye(3, dtype=torch.float64)}
     for layer in layers:
         if layer.writes in maps:
@@ -181,11 +183,13 @@ def _maps(layers: Sequence[_Layer], small: Any, large: Any, seen: _Seen) -> dict
         width = len(small.get_submodule(layer.name).weight)
         if layer.block:
             blocks = [other.block for other in layers if other.writes == layer.writes]
-            spread = torch.cov(torch.cat([seen.outputs[block] for block in blocks]).T)
+            spread = torch.cov(torch.cat([seen.outputs[block] for block in blocks]).double().T)
             maps[layer.writes] = torch.linalg.eigh(spread).eigenvectors[:, -width:]
         elif reader := readers.get(layer.writes):
             weight = large.get_submodule(reader).weight.double().transpose(0, 1)
-            matters = seen.inputs[reader].square().mean(0) * weight.flatten(1).square().sum(1)
+            matters = seen.inputs[reader].double().square().mean(0) * weight.flatten(
+                1
+            ).square().sum(1)
             kept = matters.topk(width).indices.sort().values
             maps[layer.writes] = torch.eye(len(matters), dtype=torch.float64)[:, kept]
         else:  # the embedding
@@ -219,7 +223,7 @@ def _fit(layer: _Layer, small: Any, pictures: Tensor, weight: Tensor, target: Te
     inputs = _look(small, pictures, reads).inputs
     if len(reads) > 1:
         target = target - inputs[layer.block]
-    rows = inputs[layer.name]
+    rows = inputs[layer.name].double()
     centred, wanted = rows - rows.mean(0), target - target.mean(0)
     squares = centred.T @ centred
     ridge = _RIDGE * squares.diagonal().mean() * torch.eye(len(squares), dtype=torch.float64)
