@@ -78,7 +78,7 @@ def restored(clip: ClipModel, quantization: Quantization) -> Trained:
 
 def _range(step: float) -> Range:
     # A little less: what it is divided by again is rounded up to the step.
-    return Range(step * LEVELS * (1 - 1e-6), "training", 0.0)
+    return Range(step * LEVELS * (1 - 1e-6), "training", 0.0, exact=True)
 
 
 def _by_output(weight: Floats, layer: Layer) -> Floats:

@@ -34,7 +34,7 @@ from runtime.errors import DataError
 from training import qat_ranges
 from training.batches import Batch
 from training.evaluate import image_encoder
-from training.fake_quant import Quantizer, fake_layers, steps
+from training.fake_quant import FakeConv2d, Quantizer, fake_layers, steps
 from training.finetune import Guard
 from training.model import WEIGHTS, ClipModel, create, save
 from training.options import TrainOptions
@@ -92,14 +92,14 @@ def test_steps_and_weights_are_those_of_export() -> None:
     weight[3] = 0
     largest = np.abs(weight).max(axis=(1, 2, 3))
     np.testing.assert_array_equal(
-        steps(torch.from_numpy(largest), 8).numpy(), calibrated.steps(largest)
+        steps(torch.from_numpy(largest), 8).numpy(), calibrated.steps(largest, exact=True)
     )
-    levels, scales = calibrated.quantized_weight(weight, 0)
+    levels, scales = calibrated.quantized_weight(weight, 0, exact=True)
     rounded = Quantizer().weight(torch.from_numpy(weight))
     np.testing.assert_array_equal(rounded.detach(), levels * scales[:, None, None, None])
 
 
-@pytest.mark.parametrize("step", [0.5, 0.0173187255859375, 6.103515625e-05])
+@pytest.mark.parametrize("step", [0.5, 0.013671875, 6.103515625e-05])
 def test_inputs_are_rounded_as_onnx_has_it(step: float) -> None:
     """Half to even, and to -128 to 127."""
     values = np.concatenate([np.arange(-300, 300) / 2, np.random.default_rng(0).normal(0, 99, 999)])
@@ -152,6 +152,28 @@ def test_a_weight_takes_the_gradient_as_if_it_were_not_rounded() -> None:
     made.sum().backward()
     assert weight.grad is not None
     torch.testing.assert_close(weight.grad, torch.ones(4, 3))
+
+
+def test_the_order_in_which_products_are_added_changes_nothing() -> None:
+    """Engines add them as they like; next to a half it decides what a value is rounded to."""
+    rng = torch.Generator().manual_seed(0)
+    conv: Any = nn.Conv2d(96, 8, 3)
+    with torch.no_grad():
+        conv.weight.normal_(0, 0.1, generator=rng)
+        conv.bias.normal_(0, 0.5, generator=rng)
+    values = torch.randn(2, 96, 9, 9, generator=rng).relu()
+    order = torch.randperm(96, generator=rng)
+    other: Any = nn.Conv2d(96, 8, 3)
+    other.load_state_dict({"weight": conv.weight[:, order], "bias": conv.bias})
+    before, after = conv(values), other(values[:, order])
+    assert not torch.equal(before, after)
+    quantizer = Quantizer()
+    with torch.no_grad():
+        quantizer.log_range.fill_(3.7).log_()
+    for layer in (conv, other):
+        layer.__class__, layer.quantizer = FakeConv2d, quantizer
+    assert torch.equal(conv(values), other(values[:, order]))
+    torch.testing.assert_close(conv(values), before, atol=0.1, rtol=0)
 
 
 # The tower
@@ -276,6 +298,27 @@ def test_the_int8_file_is_the_model_as_it_was_trained(clip: ClipModel, tmp_path:
     assert list(lint(int8, "int8")) == []
 
 
+def test_biases_are_multiples_of_the_products(tmp_path: Path) -> None:
+    int8, trained = exported(wrapped(settled_norms(create("nano"))), tmp_path / "checkpoint")
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in int8.graph.initializer}
+    makers = {node.output[0]: node for node in int8.graph.node}
+    own = [layer for layer in fake_layers(trained.clip.model).values()]
+    biases = [layer.rounded(layer._shift())[1] for layer in own if isinstance(layer, FakeConv2d)]
+    found = []
+    for node in int8.graph.node:
+        if node.op_type == "Conv":
+            taken, weight = (makers[name] for name in node.input[:2])
+            unit = constants[taken.input[1]] * constants[weight.input[1]]
+            found.append(constants[node.input[2]])
+            assert (np.rint(found[-1] / unit) * unit == found[-1]).all()
+    assert len(found) == len(biases) > 3
+    for one in biases:  # the exporter's order is another one
+        assert one is not None
+        assert any(
+            one.shape == other.shape and np.allclose(one.detach(), other, 1e-6) for other in found
+        )
+
+
 def test_a_range_of_another_layer_shows(clip: ClipModel, tmp_path: Path) -> None:
     """The comparison above can fail."""
     frames = frames_of(32)
@@ -296,7 +339,7 @@ def edited(folder: Path, **changes: Any) -> None:
     ("changes", "message"),
     [
         ({"bits": 4}, "is of 4 bits, for research alone"),
-        ({"format": 9}, "is of format 9; this release reads 1"),
+        ({"format": 9}, "is of format 9; this release reads 2: train with --qat again"),
         ({"weights_sha256": "0" * 64}, "belongs to other weights.*train with --qat again"),
         ({"input_steps": {"visual.proj": 0.1}}, "is not of this model: visual"),
         ({"input_steps": {"visual.proj": -1}}, "cannot be read"),
