@@ -48,9 +48,10 @@ def quantize(
 
     Symmetric int8: each layer's input by one scale, its weight by one for each output channel;
     one Q/DQ pair for a tensor that feeds several layers; biases give back what int8 takes from the
-    outputs on average, or are rounded where a range is to be `exact`. Layers named in `keep_float` stay as they are. With `residuals`, where a
-    convolution's output is added to a tensor that is int8 for another layer, the sum takes that
-    int8: TensorRT then runs convolution and sum as one, and keeps no float copy of the tensor.
+    outputs on average, or are rounded where a range is to be `exact`. Layers named in `keep_float`
+    stay as they are. With `residuals`, where a convolution's output is added to a tensor that is
+    int8 for another layer, the sum takes that int8: TensorRT then runs convolution and sum as one,
+    and keeps no float copy of the tensor.
 
     onnxruntime.quantization also puts Q/DQ on the attention's own products, which TensorRT
     does not gain by, and knows neither smoothing nor one range for each tensor.

@@ -1,7 +1,7 @@
 """Quantisation-aware training: what is trained is what the int8 file computes."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from export.bundle import ExportOptions, export_bundle
 from export.lint import lint
 from export.precisions import CalibrationOptions
 from export.to_onnx import write_onnx
+from export.tower_facts import presets
 from export.towers import ImageEncoder
 from export.trained_ranges import Trained, read_trained
 from export.verify import verify
@@ -45,6 +46,17 @@ from training.results import Results
 from training.run import Run
 from training.state import load_state
 from training.trainer import train
+
+# isort: split
+from timm.models.fastvit import (
+    LayerScale2d,
+    MobileOneBlock,
+    ReparamLargeKernelConv,
+    RepConditionalPosEnc,
+    RepMixer,
+)
+from timm.models.repvit import ConvNorm, NormLinear, RepVggDw
+from timm.utils.model import reparameterize_model
 
 Frames = NDArray[np.uint8]
 
@@ -205,10 +217,69 @@ def test_layers_of_one_tensor_share_its_range() -> None:
     }
 
 
-@pytest.mark.parametrize("model", ["repvit", "fastvit"])
-def test_a_tower_that_merges_its_branches_is_refused(model: str) -> None:
-    with pytest.raises(DataError, match=f"--qat: {model} has a layer that cannot be.*visual"):
-        fake_quantize(create(model))
+def small(block: nn.Module) -> ClipModel:
+    """A tower of one block, for frames of 32 x 32."""
+    clip = settled_norms(create("nano"))
+    clip.model.visual = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), block, nn.Flatten())
+    for module in clip.model.visual.modules():
+        if isinstance(module, LayerScale2d):
+            nn.init.uniform_(module.gamma, 0.5, 1.5)
+    return settled_norms(clip)
+
+
+BLOCKS: dict[str, Callable[[], nn.Module]] = {
+    "mobile-one": lambda: MobileOneBlock(8, 8, 3, group_size=1, use_se=True),
+    "mobile-one-stride": lambda: MobileOneBlock(8, 16, 3, stride=2, num_conv_branches=2),
+    "large-kernel": lambda: ReparamLargeKernelConv(8, 16, 7, 2, 8, small_kernel=3),
+    "rep-mixer": lambda: RepMixer(8),
+    "rep-mixer-plain": lambda: RepMixer(8, layer_scale_init_value=None),
+    "positions": lambda: RepConditionalPosEnc(8),
+    "rep-vgg": lambda: RepVggDw(8, 3),
+    "rep-vgg-legacy": lambda: RepVggDw(8, 3, legacy=True),
+    "conv-norm": lambda: ConvNorm(8, 16),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_branches_are_quantised_as_the_one_convolution_of_export(block: str) -> None:
+    clip = small(BLOCKS[block]())
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tower: Any = clip.model.visual.eval()
+    with torch.no_grad():
+        before, merged = tower(pixels), reparameterize_model(tower)
+        names = list(tower.state_dict())
+        wrapped(clip)
+        assert [name for name in tower.state_dict() if not name.endswith("log_range")] == names
+        layers = list(fake_layers(tower).values())
+        convolutions = [m for m in merged.modules() if isinstance(m, nn.Conv2d)]
+        assert len(layers) == len(convolutions)  # batch norms behind them are folded beside this
+        assert (tower(pixels) - before).abs().max() > 1e-3  # it is rounded
+        for layer in layers:
+            layer.quantizer.enabled = False
+        torch.testing.assert_close(tower(pixels), before, atol=1e-4, rtol=1e-4)
+
+
+def test_every_branch_is_trained() -> None:
+    clip = wrapped(small(RepVggDw(8, 3)))
+    clip.model.visual(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    without = [n for n, p in clip.model.visual.named_parameters() if p.grad is None]
+    assert without == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_can_be_wrapped(preset: str) -> None:
+    clip = create(preset)
+    fake_quantize(clip)
+    merged = ImageEncoder(create(preset)).tower.modules()
+    layers = [module for module in merged if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len(fake_layers(clip.model)) == len(layers)
+
+
+def test_a_block_that_is_not_known_is_refused() -> None:
+    clip = small(NormLinear(8, 8))
+    with pytest.raises(DataError, match="cannot be fake-quantised yet: visual.1, a NormLinear"):
+        fake_quantize(clip)
 
 
 def outliers(clip: ClipModel, factor: float = 3000.0) -> None:
@@ -283,8 +354,8 @@ def exported(clip: ClipModel, folder: Path) -> tuple[ModelProto, Trained]:
     assert trained is not None
     file = folder.parent / "image.onnx"
     write_onnx(ImageEncoder(plain), torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "frames", file)
-    model = onnx.load(file)
-    return quantize(model, find_layers(model), trained.ranges(model)), trained
+    model, ranges = trained.applied(onnx.load(file))
+    return quantize(model, find_layers(model), ranges), trained
 
 
 def test_the_int8_file_is_the_model_as_it_was_trained(clip: ClipModel, tmp_path: Path) -> None:
@@ -298,25 +369,27 @@ def test_the_int8_file_is_the_model_as_it_was_trained(clip: ClipModel, tmp_path:
     assert list(lint(int8, "int8")) == []
 
 
-def test_biases_are_multiples_of_the_products(tmp_path: Path) -> None:
+def test_the_file_has_the_very_weights_and_biases(tmp_path: Path) -> None:
     int8, trained = exported(wrapped(settled_norms(create("nano"))), tmp_path / "checkpoint")
+    written = written_convolutions(int8)
+    layers = [x for x in fake_layers(trained.clip.model).values() if isinstance(x, FakeConv2d)]
+    assert len(written) == len(layers) > 3
+    for layer in layers:
+        weight, bias = (part.detach().numpy() for part in layer.rounded() if part is not None)
+        same = [b for w, b in written if w.shape == weight.shape and (w == weight).all()]
+        assert len(same) == 1 and (same[0] == bias).all()
+
+
+def written_convolutions(int8: ModelProto) -> list[tuple[Frames, Frames]]:
+    """Weight and bias of each, as the int8 stand for them."""
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in int8.graph.initializer}
     makers = {node.output[0]: node for node in int8.graph.node}
-    own = [layer for layer in fake_layers(trained.clip.model).values()]
-    biases = [layer.rounded(layer._shift())[1] for layer in own if isinstance(layer, FakeConv2d)]
     found = []
     for node in int8.graph.node:
         if node.op_type == "Conv":
-            taken, weight = (makers[name] for name in node.input[:2])
-            unit = constants[taken.input[1]] * constants[weight.input[1]]
-            found.append(constants[node.input[2]])
-            assert (np.rint(found[-1] / unit) * unit == found[-1]).all()
-    assert len(found) == len(biases) > 3
-    for one in biases:  # the exporter's order is another one
-        assert one is not None
-        assert any(
-            one.shape == other.shape and np.allclose(one.detach(), other, 1e-6) for other in found
-        )
+            levels, steps, _ = (constants[name] for name in makers[node.input[1]].input)
+            found.append((levels * steps[:, None, None, None], constants[node.input[2]]))
+    return found
 
 
 def test_a_range_of_another_layer_shows(clip: ClipModel, tmp_path: Path) -> None:

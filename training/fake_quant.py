@@ -136,15 +136,20 @@ class FakeLayer(nn.Module):
 
     quantizer: Quantizer
     WEIGHT = "weight"
+    CONVOLVES = False
 
     def float_weight(self) -> Tensor:
         """The weight [out, ...] that is rounded, with all that is folded into it."""
         return cast(Tensor, getattr(self, self.WEIGHT))
 
-    def rounded(self, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The same after rounding, and its bias [out]."""
+    def float_bias(self) -> Tensor | None:
+        """The bias [out] that goes with it, if any."""
+        return cast("Tensor | None", getattr(self, "bias", None))
+
+    def rounded(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias after rounding."""
         weight = self.float_weight()
-        return self.quantizer.weight(weight), self.quantizer.bias(bias, weight)
+        return self.quantizer.weight(weight), self.quantizer.bias(self.float_bias(), weight)
 
     def product(self, values: Tensor, weight: Tensor) -> Tensor:
         """What the layer makes of its input by a weight of that form, without its bias."""
@@ -164,13 +169,14 @@ class FakeLinear(FakeLayer, nn.Linear):
     """A Linear."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(self.quantizer(input), *self.rounded(self.bias))
+        return F.linear(self.quantizer(input), *self.rounded())
 
 
 class FakeConv2d(FakeLayer, nn.Conv2d):
     """A convolution, with the batch normalisation that follows it, if any, folded in: its running
     statistics stay as they are."""
 
+    CONVOLVES = True
     norm: tuple[nn.Module, ...] = ()  # in a tuple, not to be a module of this one as well
 
     def float_weight(self) -> Tensor:
@@ -180,15 +186,15 @@ class FakeConv2d(FakeLayer, nn.Conv2d):
 
     def _factor(self) -> Tensor:
         norm: Any = self.norm[0]
-        factor: Tensor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        factor: Tensor = norm.weight / (norm.running_var + norm.eps).sqrt()
         return factor
 
-    def _shift(self) -> Tensor | None:
+    def float_bias(self) -> Tensor | None:
         if not self.norm:
             return self.bias
         norm: Any = self.norm[0]
-        before = norm.running_mean if self.bias is None else norm.running_mean - self.bias
-        shift: Tensor = norm.bias - before * self._factor()
+        before = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
+        shift: Tensor = before * self._factor() + norm.bias
         return shift
 
     def product(self, values: Tensor, weight: Tensor) -> Tensor:
@@ -196,7 +202,7 @@ class FakeConv2d(FakeLayer, nn.Conv2d):
         return made
 
     def forward(self, input: Tensor) -> Tensor:
-        made = self._conv_forward(self.quantizer(input), *self.rounded(self._shift()))
+        made = self._conv_forward(self.quantizer(input), *self.rounded())
         return cast(Tensor, made)
 
 
@@ -222,9 +228,12 @@ class FakeAttention(FakeLayer, nn.MultiheadAttention):
     def float_weight(self) -> Tensor:
         return self.in_proj_weight * self._scale()[:, None]
 
+    def float_bias(self) -> Tensor:
+        return self.in_proj_bias * self._scale()
+
     def forward(self, query: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
         count, length, width = query.shape
-        parts = F.linear(self.quantizer(query), *self.rounded(self.in_proj_bias * self._scale()))
+        parts = F.linear(self.quantizer(query), *self.rounded())
         parts = parts.reshape(count, length, 3 * self.num_heads, -1).transpose(1, 2)
         q, k, v = parts.chunk(3, dim=1)  # [N, heads, length, head] each
         mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
