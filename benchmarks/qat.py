@@ -86,8 +86,8 @@ def equality(folder: Path, store: Path, judged: FrameSet) -> str:
     spec = clip.image
     example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
     write_onnx(ImageEncoder(clip), example, "frames", store)
-    model = onnx.load(store)
-    int8 = quantize(model, find_layers(model), trained.ranges(model))
+    model, ranges = trained.applied(onnx.load(store))
+    int8 = quantize(model, find_layers(model), ranges)
     rows, plain = (
         np.concatenate([run(batch) for batch in judged.batches(BATCH)])
         for run in (encoder(int8), encoder(int8, optimise=False))

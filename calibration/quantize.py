@@ -48,9 +48,10 @@ def quantize(
 
     Symmetric int8: each layer's input by one scale, its weight by one for each output channel;
     one Q/DQ pair for a tensor that feeds several layers; biases give back what int8 takes from the
-    outputs on average. Layers named in `keep_float` stay as they are. With `residuals`, where a
-    convolution's output is added to a tensor that is int8 for another layer, the sum takes that
-    int8: TensorRT then runs convolution and sum as one, and keeps no float copy of the tensor.
+    outputs on average, or are rounded where a range is to be `exact`. Layers named in `keep_float`
+    stay as they are. With `residuals`, where a convolution's output is added to a tensor that is
+    int8 for another layer, the sum takes that int8: TensorRT then runs convolution and sum as one,
+    and keeps no float copy of the tensor.
 
     onnxruntime.quantization also puts Q/DQ on the attention's own products, which TensorRT
     does not gain by, and knows neither smoothing nor one range for each tensor.
@@ -104,7 +105,7 @@ class _Writer:
         made = self._input(layer, own)
         node.input[0] = self._done[layer.input]
         name = f"{layer.name}.weight"
-        levels, scales = quantized_weight(weight, layer.out_axis)
+        levels, scales = quantized_weight(weight, layer.out_axis, own.exact)
         inputs = [
             _add(self._model, f"{name}.int8", levels),
             _add(self._model, f"{name}.scale", scales),
@@ -112,7 +113,7 @@ class _Writer:
         ]
         node.input[1] = f"{name}.float"
         made.append(_node("DequantizeLinear", inputs, node.input[1], axis=layer.out_axis))
-        self._correct(node, layer, own.shifts.get(layer.name))
+        self._bias(node, layer, own, scales)
         return made
 
     def sum(self, node: NodeProto, residual: str | None) -> None:
@@ -126,12 +127,18 @@ class _Writer:
             renamed[residual] = self._done[residual]
         node.input[:] = [renamed.get(name, name) for name in node.input]
 
-    def _correct(self, node: NodeProto, layer: Layer, shift: Floats | None) -> None:
-        if shift is None or layer.bias not in self._constants:
+    def _bias(self, node: NodeProto, layer: Layer, own: Range, scales: Floats) -> None:
+        """Has the layer take the bias that its int8 asks for."""
+        shift = own.shifts.get(layer.name)
+        if (shift is None and not own.exact) or layer.bias not in self._constants:
             return
         if any(a.name == "beta" and a.f != 1 for a in node.attribute):
             return  # its bias is scaled; our exports have none
-        bias = np.asarray(self._constants[layer.bias], np.float32) + shift
+        bias = np.asarray(self._constants[layer.bias], np.float32)
+        bias = bias if shift is None else bias + shift
+        if own.exact:
+            unit = scales * np.float32(own.scale)
+            bias = np.rint(bias / unit) * unit
         name = _add(self._model, f"{layer.name}.bias", bias)
         if node.op_type == "MatMul":
             self._biases[node.output[0]] = layer.bias, name

@@ -16,7 +16,10 @@ from .metrics import Floats
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 WORTH = 0.5  # an extra multiplication in the graph must at least halve the error
+HALF_BITS = 11  # significant, of a float16
+EXACT_BITS = 3
 _SMALLEST = 1e-5
+_LOWEST = -24  # the exponent of the smallest float16
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +28,12 @@ class Range:
     `smooth` [C] (by SmoothQuant with `alpha`; None: as they are). `folded` says that the division
     costs nothing, for it is part of the LayerNormalization that makes the tensor. `error` is the
     relative squared error that this causes in the outputs of its layers, and `shifts` what it takes
-    from them on average [C], by the layer's name, for their biases to give back."""
+    from them on average [C], by the layer's name, for their biases to give back.
+
+    `exact` asks for steps of EXACT_BITS significant bits, of the weights too, and for biases in
+    multiples of the two steps' product. Sums of products are then numbers that float32 holds, in
+    whatever order they are added: the same int8 comes out of every engine.
+    """
 
     threshold: float
     method: str
@@ -34,11 +42,12 @@ class Range:
     alpha: float = 0.0
     folded: bool = False
     shifts: Mapping[str, Floats] = field(default_factory=dict)
+    exact: bool = False
 
     @property
     def scale(self) -> float:
         """The step of the int8."""
-        return float(steps(np.array(self.threshold, np.float32)))
+        return float(steps(np.array(self.threshold, np.float32), self.exact))
 
 
 def choose_ranges(
@@ -93,25 +102,27 @@ def quantized(values: Floats, threshold: float) -> Floats:
     return np.asarray(np.clip(np.rint(values / step), -LEVELS, LEVELS) * step, np.float32)
 
 
-def steps(thresholds: Floats) -> Floats:
+def steps(thresholds: Floats, exact: bool = False) -> Floats:
     """The steps of int8 that reaches up to `thresholds`: the next numbers that float16 holds too,
-    so that a file with scales in float16 has the very same int8."""
-    exact = np.maximum(thresholds, _SMALLEST) / LEVELS
-    half = exact.astype(np.float16)
-    half = np.where(half < exact, np.nextafter(half, np.float16(np.inf)), half)
-    return np.asarray(half, np.float32)
+    so that a file with scales in float16 has the very same int8; for `exact` see `Range`."""
+    least = np.maximum(thresholds, _SMALLEST).astype(np.float32) / np.float32(LEVELS)
+    exponents = np.frexp(least)[1] - (EXACT_BITS if exact else HALF_BITS)
+    unit = np.ldexp(np.float32(1), np.maximum(exponents, _LOWEST))
+    return np.asarray(np.ceil(least / unit) * unit, np.float32)
 
 
-def weight_scales(weight: Floats, axis: int) -> Floats:
+def weight_scales(weight: Floats, axis: int, exact: bool = False) -> Floats:
     """The step of each output channel's int8 [C]."""
     other = tuple(a for a in range(weight.ndim) if a != axis)
     largest = np.abs(weight).max(axis=other)
-    return steps(np.where(largest > 0, largest, 1))
+    return steps(np.where(largest > 0, largest, 1), exact)
 
 
-def quantized_weight(weight: Floats, axis: int) -> tuple[NDArray[np.int8], Floats]:
+def quantized_weight(
+    weight: Floats, axis: int, exact: bool = False
+) -> tuple[NDArray[np.int8], Floats]:
     """The weight as int8 and its scales [C], by output channel."""
-    scales = weight_scales(weight, axis)
+    scales = weight_scales(weight, axis, exact)
     levels = np.clip(np.rint(weight / _along(scales, weight.ndim, axis)), -LEVELS, LEVELS)
     return levels.astype(np.int8), scales
 

@@ -228,8 +228,8 @@ def _candidates(
         yield half_candidate(model, frames, judge, options.limits, progress)
     if "int8" in options.precisions:
         if trained:
-            ranges, encode = trained.ranges(model), trained.encode
-            int8 = trained_candidate(model, ranges, encode, judge, options.limits, progress)
+            own, ranges = trained.applied(model)
+            int8 = trained_candidate(own, ranges, trained.encode, judge, options.limits, progress)
         else:
             int8 = int8_candidate(model, frames, judge, options.limits, progress, cache)
         yield int8

@@ -20,7 +20,7 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from runtime.errors import DataError
-from runtime.manifest import ImageSpec
+from training.evaluate import normalisation
 from training.model import ClipModel
 
 MASKED = -1e4  # exp(-1e4) is 0 in float32, and no infinity reaches an int8 or fp16 file
@@ -187,12 +187,6 @@ def text_tower(clip: ClipModel) -> Any:
 def finite(mask: Tensor | None) -> Tensor | None:
     """The additive attention mask with a large negative number for minus infinity."""
     return None if mask is None else mask.clamp(min=MASKED)
-
-
-def normalisation(spec: ImageSpec) -> tuple[Tensor, Tensor]:
-    """Scale and shift [1, 3, 1, 1] that take 0..255 to the model's input range."""
-    mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
-    return (1 / (255 * std)).view(1, 3, 1, 1), (-mean / std).view(1, 3, 1, 1)
 
 
 def unit(rows: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
 """INT8 by the ranges of a quantisation-aware training: no calibration, and the trained function."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import torch
 from onnx import ModelProto
 
@@ -32,15 +35,18 @@ class Trained:
         """Frames uint8 [n, H, W, 3] to unit rows [n, D]."""
         return image_encoder(self.clip)
 
-    def ranges(self, model: ModelProto) -> dict[str, Range]:
-        """The ranges of the tensors of its float encoder's graph. Raises DataError where graph and
-        model do not have the same layers.
+    def applied(self, model: ModelProto) -> tuple[ModelProto, dict[str, Range]]:
+        """Its float encoder's graph with the weights and biases as the training computes them, to
+        the last bit, for else some would be rounded otherwise; and the ranges of its tensors.
+        Raises DataError where graph and model do not have the same layers.
 
         A node of the graph is the layer that has its weight: nothing else is the same whatever the
         exporter's names and optimisations are.
         """
+        made = ModelProto()
+        made.CopyFrom(model)
         constants, left = initializers(model), dict(fake_layers(self.clip.model))
-        known, found = dict(left), dict[str, Range]()
+        known, found, exact = dict(left), dict[str, Range](), dict[str, Floats]()
         for layer in find_layers(model):
             weight = _by_output(np.asarray(constants[layer.weight], np.float32), layer)
             name = _named(weight, left) or _named(weight, known)
@@ -50,9 +56,11 @@ class Trained:
             own = _range(known[name].quantizer.step.item())
             if found.setdefault(layer.input, own).threshold != own.threshold:
                 raise DataError(f"{NAME} has two ranges for what the layer {layer.title} takes")
+            exact |= _constants(layer, known[name])
         if left:
             raise DataError(f"{NAME}: the export has no layer for {', '.join(left)}")
-        return found
+        _replace(made, exact)
+        return made, found
 
 
 def read_trained(clip: ClipModel) -> Trained | None:
@@ -78,7 +86,26 @@ def restored(clip: ClipModel, quantization: Quantization) -> Trained:
 
 def _range(step: float) -> Range:
     # A little less: what it is divided by again is rounded up to the step.
-    return Range(step * LEVELS * (1 - 1e-6), "training", 0.0)
+    return Range(step * LEVELS * (1 - 1e-6), "training", 0.0, exact=True)
+
+
+@torch.no_grad()
+def _constants(layer: Layer, own: FakeLayer) -> dict[str, Floats]:
+    """What the graph's constants for a layer are in the training."""
+    weight, bias = own.float_weight().numpy(), own.float_bias()
+    found = {layer.weight: np.moveaxis(weight, 0, layer.out_axis)}
+    if layer.bias is not None and bias is not None:
+        found[layer.bias] = bias.numpy()
+    return found
+
+
+def _replace(model: ModelProto, values: Mapping[str, Floats]) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.name in values:
+            value = np.ascontiguousarray(values[tensor.name])
+            if tuple(tensor.dims) != value.shape:
+                raise DataError(f"{NAME}: {tensor.name} of the export has another shape")
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
 
 
 def _by_output(weight: Floats, layer: Layer) -> Floats:

@@ -24,10 +24,17 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def normalise(frames: Tensor, spec: ImageSpec) -> Tensor:
-    """uint8 RGB [N, H, W, 3] to the model's float input [N, 3, H, W]."""
-    mean = torch.tensor(spec.mean, device=frames.device).view(1, 3, 1, 1)
-    std = torch.tensor(spec.std, device=frames.device).view(1, 3, 1, 1)
-    return (frames.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    """uint8 RGB [N, H, W, 3] to the model's float input [N, 3, H, W], by the operations that an
+    exported encoder has: a pixel next to the middle between two integers of int8 is rounded alike.
+    """
+    scale, shift = (part.to(frames.device) for part in normalisation(spec))
+    return frames.float().permute(0, 3, 1, 2) * scale + shift
+
+
+def normalisation(spec: ImageSpec) -> tuple[Tensor, Tensor]:
+    """Scale and shift [1, 3, 1, 1] that take 0..255 to the model's input range."""
+    mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+    return (1 / (255 * std)).view(1, 3, 1, 1), (-mean / std).view(1, 3, 1, 1)
 
 
 def image_encoder(clip: ClipModel, precision: str = "fp32") -> Callable[[Frame], Floats]:

@@ -1,12 +1,18 @@
 """Layers that compute in float what their int8 will: the arithmetic of quantisation-aware training.
 
 Symmetric, rounded half to even: a layer's input by one step for the whole tensor, its weight by one
-for each output channel, batch normalisation folded into the weight before it is rounded, all as
-`calibration.quantize` writes it. The gradient passes the rounding as if it were not there; where
-the input is clipped it passes to the step alone.
+for each output channel, batch normalisation folded into the weight before it is rounded, its bias
+to multiples of the two steps' product, all as `calibration.quantize` writes it. The gradient passes
+the rounding as if it were not there; where the input is clipped it passes to the step alone.
+
+Steps have few significant bits. A layer's products, its bias and their sums are then numbers that
+float32 holds, and the order in which an engine adds them changes nothing. Otherwise a few values
+in a million, next to the middle between two integers, are rounded up here and down there; a network
+with many layers multiplies that, and trained model and file differ by as much as int8 does from
+float.
 
 torchao's eager fake quantisers know Linears alone, with inputs by token; its graph mode captures
-the model as a graph of other modules and other names. Neither has steps that float16 holds.
+the model as a graph of other modules and other names. Neither has such steps, nor such biases.
 """
 
 import math
@@ -23,18 +29,25 @@ from open_clip.transformer import VisionTransformer
 
 BITS = 8
 RANGE = "log_range"
-_SMALLEST = 1e-5  # the smallest range, as `calibration.ranges` has it
+# As `calibration.ranges` has them: the smallest range, the significant bits of a step, and the
+# exponent of the smallest float16. Its module would bring onnx.
+_SMALLEST, _EXACT_BITS, _LOWEST = 1e-5, 3, -24
 
 
 def steps(ranges: Tensor, bits: int) -> Tensor:
-    """The steps of integers that reach up to `ranges`: the next numbers that float16 holds too, as
-    `calibration.ranges.steps` has them; the gradient is that of the ranges over the levels."""
-    exact = ranges.clamp(min=_SMALLEST) / (2 ** (bits - 1) - 1)
-    half = exact.detach().to(torch.float16)
-    above = (half.view(torch.int16) + 1).view(torch.float16)  # the next positive number
-    held = torch.where(half.float() < exact, above, half).float()
-    made: Tensor = held + (exact - exact.detach())
+    """The steps of integers that reach up to `ranges`: the next numbers of few significant bits,
+    as `calibration.ranges.steps` has them; the gradient is that of the ranges over the levels."""
+    least = ranges.clamp(min=_SMALLEST) / (2 ** (bits - 1) - 1)
+    _, exponents = torch.frexp(least.detach())
+    unit = torch.ldexp(torch.ones_like(least), (exponents - _EXACT_BITS).clamp(min=_LOWEST))
+    held = torch.ceil(least.detach() / unit) * unit
+    made: Tensor = held + (least - least.detach())
     return made
+
+
+def _rounded(levels: Tensor) -> Tensor:
+    """The nearest integers; the gradient passes."""
+    return levels.detach().round() + (levels - levels.detach())
 
 
 class _Rounded(torch.autograd.Function):
@@ -43,6 +56,7 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        """Values of any shape, rounded to multiples of `step` [] from low to high of them."""
         levels = values / step
         ctx.save_for_backward(levels)
         ctx.limits = low, high
@@ -50,6 +64,8 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """To the values where they were not clipped; to the step what its change would have made
+        of each value: the limit where it was clipped, else the rounding's error in steps."""
         (levels,) = ctx.saved_tensors
         low, high = ctx.limits
         inside = (levels >= low) & (levels <= high)
@@ -76,12 +92,12 @@ class Quantizer(nn.Module):
 
     @property
     def step(self) -> Tensor:
-        """The step of the tensor's integers, float32 [], a number that float16 holds."""
+        """The step of the tensor's integers, float32 [], a number of few significant bits."""
         return steps(self.log_range.exp(), self.bits)
 
     @torch.no_grad()
     def set_step(self, step: float) -> None:
-        """Has `step` be that one, a number that float16 holds."""
+        """Has `step` be that one, a number of few significant bits."""
         levels = 2 ** (self.bits - 1) - 1
         # A little less: logarithm and exponential are not exact, and steps are rounded up.
         self.log_range.fill_(step * levels * (1 - 1e-4)).log_()
@@ -98,11 +114,20 @@ class Quantizer(nn.Module):
         """A weight [out, ...] as its integers represent it, by output channel."""
         if not self.enabled:
             return weight
+        step = self._weight_steps(weight).reshape(-1, *[1] * (weight.ndim - 1))
+        return _rounded(weight / step) * step
+
+    def bias(self, bias: Tensor | None, weight: Tensor) -> Tensor | None:
+        """The bias [out], if any, of a layer with this weight [out, ...] in multiples of what one
+        stands for in the sum of the integers' products."""
+        if bias is None or not self.enabled:
+            return bias
+        unit = self.step.detach() * self._weight_steps(weight)
+        return _rounded(bias / unit) * unit
+
+    def _weight_steps(self, weight: Tensor) -> Tensor:
         largest = weight.detach().abs().flatten(1).amax(1)
-        largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-        step = steps(largest, self.bits).reshape(-1, *[1] * (weight.ndim - 1))
-        levels = weight / step
-        return (levels.detach().round() + (levels - levels.detach())) * step
+        return steps(torch.where(largest > 0, largest, torch.ones_like(largest)), self.bits)
 
 
 class FakeLayer(nn.Module):
@@ -111,14 +136,20 @@ class FakeLayer(nn.Module):
 
     quantizer: Quantizer
     WEIGHT = "weight"
+    CONVOLVES = False
 
     def float_weight(self) -> Tensor:
         """The weight [out, ...] that is rounded, with all that is folded into it."""
         return cast(Tensor, getattr(self, self.WEIGHT))
 
-    def rounded(self) -> Tensor:
-        """The same after rounding."""
-        return self.quantizer.weight(self.float_weight())
+    def float_bias(self) -> Tensor | None:
+        """The bias [out] that goes with it, if any."""
+        return cast("Tensor | None", getattr(self, "bias", None))
+
+    def rounded(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias after rounding."""
+        weight = self.float_weight()
+        return self.quantizer.weight(weight), self.quantizer.bias(self.float_bias(), weight)
 
     def product(self, values: Tensor, weight: Tensor) -> Tensor:
         """What the layer makes of its input by a weight of that form, without its bias."""
@@ -138,13 +169,14 @@ class FakeLinear(FakeLayer, nn.Linear):
     """A Linear."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(self.quantizer(input), self.rounded(), self.bias)
+        return F.linear(self.quantizer(input), *self.rounded())
 
 
 class FakeConv2d(FakeLayer, nn.Conv2d):
     """A convolution, with the batch normalisation that follows it, if any, folded in: its running
     statistics stay as they are."""
 
+    CONVOLVES = True
     norm: tuple[nn.Module, ...] = ()  # in a tuple, not to be a module of this one as well
 
     def float_weight(self) -> Tensor:
@@ -154,15 +186,15 @@ class FakeConv2d(FakeLayer, nn.Conv2d):
 
     def _factor(self) -> Tensor:
         norm: Any = self.norm[0]
-        factor: Tensor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        factor: Tensor = norm.weight / (norm.running_var + norm.eps).sqrt()
         return factor
 
-    def _shift(self) -> Tensor | None:
+    def float_bias(self) -> Tensor | None:
         if not self.norm:
             return self.bias
         norm: Any = self.norm[0]
-        before = norm.running_mean if self.bias is None else norm.running_mean - self.bias
-        shift: Tensor = norm.bias - before * self._factor()
+        before = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
+        shift: Tensor = before * self._factor() + norm.bias
         return shift
 
     def product(self, values: Tensor, weight: Tensor) -> Tensor:
@@ -170,7 +202,7 @@ class FakeConv2d(FakeLayer, nn.Conv2d):
         return made
 
     def forward(self, input: Tensor) -> Tensor:
-        made = self._conv_forward(self.quantizer(input), self.rounded(), self._shift())
+        made = self._conv_forward(self.quantizer(input), *self.rounded())
         return cast(Tensor, made)
 
 
@@ -196,10 +228,12 @@ class FakeAttention(FakeLayer, nn.MultiheadAttention):
     def float_weight(self) -> Tensor:
         return self.in_proj_weight * self._scale()[:, None]
 
+    def float_bias(self) -> Tensor:
+        return self.in_proj_bias * self._scale()
+
     def forward(self, query: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
         count, length, width = query.shape
-        bias = self.in_proj_bias * self._scale()
-        parts = F.linear(self.quantizer(query), self.rounded(), bias)
+        parts = F.linear(self.quantizer(query), *self.rounded())
         parts = parts.reshape(count, length, 3 * self.num_heads, -1).transpose(1, 2)
         q, k, v = parts.chunk(3, dim=1)  # [N, heads, length, head] each
         mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
@@ -219,5 +253,5 @@ class FakeTower(FakeLayer, VisionTransformer):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Any:
         tower: Any = self
         pooled, tokens = tower._pool(tower.transformer(tower._embeds(x)))
-        pooled = self.product(self.quantizer(pooled), self.rounded())
+        pooled = self.product(self.quantizer(pooled), self.rounded()[0])
         return (pooled, tokens) if tower.output_tokens else pooled

@@ -25,6 +25,7 @@ import open_clip.modified_resnet
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from timm.layers.linear import Linear as TimmLinear
 
+from .fake_merged import AS_THEY_ARE, KINDS, MERGES, branches
 from .fake_quant import (
     BITS,
     FakeAttention,
@@ -43,7 +44,6 @@ from .quantization import NAME
 
 _NAMED = 4
 _LINEARS = (nn.Linear, TimmLinear, nn.modules.linear.NonDynamicallyQuantizableLinear)
-_MERGES = ("reparameterize", "fuse", "switch_to_deploy")  # as timm's reparameterize_model has it
 _OTHERS = (
     nn.modules.conv._ConvNd,
     nn.Linear,
@@ -61,16 +61,17 @@ def require_trained(clip: ClipModel, flags: str) -> None:
 
 def fake_quantize(clip: ClipModel, bits: int = BITS) -> None:
     """Exchanges, in place, what export's int8 quantises of the image tower: all its Linears and
-    convolutions. A tensor that several of them take has one quantiser. Raises DataError for a tower
-    with a layer that there is no such form of."""
+    convolutions, and the blocks that export merges into one. A tensor that several of them take has
+    one quantiser. Raises DataError for a tower with a layer that there is no such form of."""
     visual: Any = clip.model.visual
+    chosen, merged = _chosen(clip)
     folds = pairs(visual, _example(clip))
-    for module, kind in _chosen(clip):
+    for module, kind in chosen:
         module.__class__ = kind
         module.quantizer = Quantizer(bits).to(next(module.parameters()).device)
     for convolution, norm in folds:
         conv, bn = visual.get_submodule(convolution), visual.get_submodule(norm)
-        if isinstance(conv, FakeConv2d):
+        if isinstance(conv, FakeConv2d) and bn not in merged:
             conv.norm = (bn,)
             bn.__class__ = type(f"Folded{type(bn).__name__}", (FoldedNorm, type(bn)), {})
     _share(clip)
@@ -86,25 +87,35 @@ def set_steps(clip: ClipModel, steps: Mapping[str, float]) -> None:
         layer.quantizer.set_step(steps[name])
 
 
-def _chosen(clip: ClipModel) -> list[tuple[Any, type[FakeLayer]]]:
-    """Every layer that is to be quantised, and its new class."""
+def _chosen(clip: ClipModel) -> tuple[list[tuple[Any, type[FakeLayer]]], set[nn.Module]]:
+    """Every layer that is to be quantised, and its new class; and the modules that are merged."""
     found: list[tuple[Any, type[FakeLayer]]] = []
     attentions = {
         module.attn
         for module in clip.model.visual.modules()
         if type(module) is ResidualAttentionBlock
     }
+    merged: set[nn.Module] = set()
     for path, module in clip.model.visual.named_modules(prefix="visual"):
+        if module in merged:
+            continue
+        if type(module) in KINDS:
+            merged |= branches(module)
         kind = _kind(module, attentions)
         if kind:
             found.append((module, kind))
-        elif isinstance(module, _OTHERS) or any(hasattr(module, name) for name in _MERGES):
+        elif isinstance(module, _OTHERS) or _merges(module):
             raise DataError(
                 f"--qat: {clip.name} has a layer that cannot be fake-quantised yet: {path}, "
                 f"a {type(module).__name__}; convolutions, Linears and open_clip's own "
                 "vision transformers can"
             )
-    return found
+    return found, merged
+
+
+def _merges(module: nn.Module) -> bool:
+    """Whether export makes something else of it."""
+    return type(module) not in AS_THEY_ARE and any(hasattr(module, name) for name in MERGES)
 
 
 def _kind(module: nn.Module, attentions: Collection[nn.Module]) -> type[FakeLayer] | None:
@@ -112,6 +123,8 @@ def _kind(module: nn.Module, attentions: Collection[nn.Module]) -> type[FakeLaye
         return FakeConv2d
     if type(module) in _LINEARS:
         return FakeLinear
+    if type(module) in KINDS:
+        return KINDS[type(module)]
     if module in attentions:
         return FakeAttention
     if type(module) is VisionTransformer and module.attn_pool is None and module.proj is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from runtime.errors import DataError
 
 from .evaluate import normalise
-from .fake_quant import FakeConv2d, FakeLayer, Quantizer, fake_layers
+from .fake_quant import FakeLayer, Quantizer, fake_layers
 from .model import ClipModel
 from .qat import forward
 
@@ -62,7 +62,7 @@ class Seen:
     @property
     def axis(self) -> int:
         """The axis of the channels."""
-        return 1 if isinstance(self.layers[0], FakeConv2d) else -1
+        return 1 if self.layers[0].CONVOLVES else -1
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def _observed(clip: ClipModel, batches: Iterable[Tensor]) -> tuple[dict[Quantize
 
 
 def _only_linears(seen: Seen) -> Seen:
-    if any(isinstance(layer, FakeConv2d) for layer in seen.layers):
+    if any(layer.CONVOLVES for layer in seen.layers):
         seen.norm = None
     return seen
 

@@ -1,11 +1,11 @@
 """The ranges that a quantisation-aware training has found: quantization.json beside the weights.
 
-    {"format": 1, "bits": 8, "weights_sha256": "...",
-     "input_steps": {"visual.conv1.weight": 0.0186, ...}}
+    {"format": 2, "bits": 8, "weights_sha256": "...",
+     "input_steps": {"visual.conv1.weight": 0.01953125, ...}}
 
 `input_steps` are the steps of each layer's input by the name of its weight in the checkpoint;
-weights have one step for each output channel: the largest magnitude over 127, rounded up to what
-float16 holds.
+weights have one step for each output channel: the largest magnitude over 127, rounded up to
+`calibration.ranges.EXACT_BITS` significant bits, as steps of inputs are.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import msgspec
 from runtime.errors import DataError
 
 NAME = "quantization.json"
-FORMAT = 1
+FORMAT = 2
 Step = Annotated[float, msgspec.Meta(gt=0, le=65504)]  # what float16 holds
 
 
@@ -47,7 +47,10 @@ def read_quantization(folder: Path, weights: Path) -> Quantization | None:
     except msgspec.DecodeError as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     if found.format != FORMAT:
-        raise DataError(f"{file} is of format {found.format}; this release reads {FORMAT}")
+        raise DataError(
+            f"{file} is of format {found.format}; this release reads {FORMAT}: train with --qat "
+            "again, or delete it to have int8 calibrated"
+        )
     if hashlib.sha256(weights.read_bytes()).hexdigest() != found.weights_sha256:
         raise DataError(
             f"{file} belongs to other weights than {weights.name} beside it: train with --qat "
