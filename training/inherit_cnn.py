@@ -111,16 +111,17 @@ def inherit_cnn(small: Any, large: Any, pictures: Tensor, told: Told = lambda _:
     for number, layer in enumerate(layers):
         own, old = small.get_submodule(layer.name), large.get_submodule(layer.name)
         to = maps[layer.writes]
-        if own.weight[0, 0].numel() > 1:  # spatial: of what it reads it has all that it needs
-            own.weight.copy_(_mapped(old.weight, maps[layer.reads], to))
-            _keep_norm(small.get_submodule(layer.norm), large.get_submodule(layer.norm), to)
+        gain, offset = _norm(layer, large)
+        weight = _mapped(old.weight, maps[layer.reads], gain[:, None] * to)
+        if weight[0, 0].numel() > 1:  # spatial: of what it reads it has all that it needs
+            own.weight.copy_(weight)
+            made = _look(small, pictures, (), [layer.name]).outputs[layer.name].double()
+            mean = made.mean(0) + offset @ to
         else:
-            gain, offset = _norm(layer, large)
             target = seen.outputs[given[number]].double()
-            if not layer.block:
-                target = target * gain + offset
-            weight = _mapped(old.weight, maps[layer.reads], gain[:, None] * to).flatten(1)
-            _fit(layer, small, pictures, weight, target @ to)
+            target = (target if layer.block else target * gain + offset) @ to
+            made, mean = _fit(layer, small, pictures, weight.flatten(1), target)
+        _set_norm(own, small.get_submodule(layer.norm or layer.name), made, mean)
         told((number + 1) / len(layers))
     kept, whole = (sum(m.shape[side] for m in maps.values()) for side in (1, 0))
     return f"{kept:,} of {whole:,} channels, fitted on {len(pictures)} pictures"
@@ -214,9 +215,12 @@ def _norm(layer: _Layer, large: Any) -> tuple[Tensor, Tensor]:
     return gain, norm.bias.double() - gain * norm.running_mean.double()
 
 
-def _fit(layer: _Layer, small: Any, pictures: Tensor, weight: Tensor, target: Tensor) -> None:
-    """Sets a layer's weight [p, q], and its norm or bias, to bring what they make of the student's
-    rows nearest to `target` [n, p], by ridge regression about `weight`."""
+def _fit(
+    layer: _Layer, small: Any, pictures: Tensor, weight: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sets a layer's weight to bring what it makes of the student's rows nearest to `target`
+    [n, p], by ridge regression about `weight` [p, q]; returns what it makes [n, p], and the mean
+    that this should have."""
     reads = [layer.name]
     if layer.block and small.get_submodule(layer.block).has_skip:
         reads.append(layer.block)
@@ -230,7 +234,7 @@ def _fit(layer: _Layer, small: Any, pictures: Tensor, weight: Tensor, target: Te
     fitted = torch.linalg.solve(squares + ridge, centred.T @ wanted + ridge @ weight.T)
     own = small.get_submodule(layer.name)
     own.weight.copy_(fitted.T.reshape(own.weight.shape))
-    _set_norm(own, small.get_submodule(layer.norm or layer.name), rows @ fitted, target.mean(0))
+    return rows @ fitted, target.mean(0)
 
 
 def _set_norm(layer: Any, norm: Any, made: Tensor, mean: Tensor) -> None:
@@ -245,9 +249,3 @@ def _set_norm(layer: Any, norm: Any, made: Tensor, mean: Tensor) -> None:
     norm.running_var.copy_(made.var(0))
     norm.weight.copy_((made.var(0) + norm.eps).sqrt())
     norm.bias.copy_(mean)
-
-
-def _keep_norm(own: Any, old: Any, to: Tensor) -> None:
-    """The teacher's norm of the channels that are kept."""
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        getattr(own, name).copy_(getattr(old, name).double() @ to)
