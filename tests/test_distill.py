@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +26,6 @@ from training.evaluate import checkpoint_subject
 from training.model import create
 
 WEIGHTS = "open_clip_model.safetensors"
-
-
-@pytest.fixture(scope="session")
-def half(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
-    """A ViT of less depth and width than the teacher's."""
-    config = json.loads(tiny_config.read_text())
-    config["vision_cfg"] |= {"layers": 1, "width": 32}
-    file = tmp_path_factory.mktemp("half") / "half.json"
-    file.write_text(json.dumps(config))
-    return file
-
-
-@pytest.fixture(scope="session")
-def unlabelled(tmp_path_factory: pytest.TempPathFactory, squares: Path) -> Path:
-    """The squares, without their folders."""
-    folder = tmp_path_factory.mktemp("unlabelled")
-    for number, file in enumerate(sorted(squares.rglob("*.png"))):
-        shutil.copy(file, folder / f"{number}.png")
-    return folder
 
 
 def options(teacher: Path, student: Path, source: Path, out: Path, **more: Any) -> DistillOptions:

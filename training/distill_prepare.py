@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import Progress
@@ -21,6 +22,7 @@ from .cache import FrameCache
 from .distill_images import digests, left_out, open_images
 from .distill_options import DistillOptions
 from .distill_rows import DistillRows
+from .distill_texts import Texts, gather_texts
 from .embedding_store import Digests
 from .model import ClipModel
 from .pictures import PictureReader
@@ -30,7 +32,9 @@ from .rivals import Rivals, split
 from .rows import Maker
 from .sources import Source, make_plan
 from .student import make_student
+from .student_text import unlock_text
 from .teacher import Reader, Teacher, open_teacher
+from .text_towers import TextTowers
 from .towers import Towers
 from .views import PLAIN
 
@@ -54,6 +58,8 @@ def prepare_distillation(
     """
     clip = open_teacher(options.teacher)
     student = make_student(options, clip, console)
+    if options.student_text:
+        unlock_text(student)
     if options.qat:
         require_trained(student, "--student")
     clip.model.to(fabric.device)
@@ -73,14 +79,18 @@ def prepare_distillation(
             learn, compare = split(pairs, options.held_out, options.seed)
         if not learn:
             raise DataError(f"--images: {len(pairs)} pictures are too few")
-        rivals = _rivals(options, teacher, student, bank, pairs, hashes, compare, progress)
+        texts = _texts(options, pairs.keep(learn))
+        rivals = _rivals(options, teacher, student, texts, pairs, hashes, compare, progress)
+        towers = _towers(student, teacher, texts)
         rows = _rows(options, teacher, student, pairs.keep(learn), hashes[learn], progress)
     clip.model.to("cpu")  # it has said all: a GPU's memory is the student's
     check_bad(rows.pairs.bad, len(pairs) + len(pairs.bad), options.max_bad, "--images")
     plan = make_plan([Source("--images", rows.pairs, 1.0)], options, fabric.world_size)
     about = _about(options, teacher, rows.pairs, hashes, len(rows.places[0]))
+    if texts:
+        about["texts"] = _about_texts(texts)
     return DistillMaterial(
-        student, Towers(student), teacher.tokenizer_json, teacher.tokenizer, rows.maker, [rows],
+        student, towers, teacher.tokenizer_json, teacher.tokenizer, rows.maker, [rows],
         plan, [about], teacher, bank, rivals,
     )  # fmt: skip
 
@@ -105,11 +115,40 @@ def _bank(options: DistillOptions, teacher: Teacher) -> PromptBank | None:
     return None if labels is None else build_bank(labels, options.templates, teacher.read, "")
 
 
+def _texts(options: DistillOptions, pairs: Pairs) -> Texts | None:
+    """What a text tower of the student's own learns from; None where it has none."""
+    if not options.student_text:
+        return None
+    used = sorted({caption for own in pairs.captions for caption in own})
+    captions = [pairs.texts[caption] for caption in used]
+    return gather_texts(
+        options.texts, options.label_set, captions, options.templates, options.held_out,
+        options.seed,
+    )  # fmt: skip
+
+
+def _towers(student: ClipModel, teacher: Teacher, texts: Texts | None) -> Towers:
+    if texts is None:
+        return Towers(student)
+    tokens = torch.from_numpy(teacher.tokenizer(texts.learn))
+    return TextTowers(student, tokens, torch.from_numpy(teacher.read(texts.learn)))
+
+
+def _about_texts(texts: Texts) -> dict[str, Any]:
+    """What training.json says of the texts that are learned."""
+    return {
+        "learned": len(texts.learn),
+        "compared": len(texts.compare),
+        "held_out": not set(texts.compare) & set(texts.learn),
+        "fingerprint": hashlib.sha256(repr(texts).encode()).hexdigest(),
+    }
+
+
 def _rivals(
     options: DistillOptions,
     teacher: Teacher,
     student: ClipModel,
-    bank: PromptBank | None,
+    texts: Texts | None,
     pairs: Pairs,
     hashes: Digests,
     compare: Sequence[int],
@@ -127,7 +166,10 @@ def _rivals(
         return None
     pairs, places = teacher.see(pairs, hashes, [PLAIN], progress)
     said = teacher.said(places[:, 0])
-    return Rivals(teacher, pairs, said, bank, options.templates, student.image)
+    compared = texts.compare if texts else ()
+    return Rivals(
+        teacher, pairs, said, options.label_set, options.templates, student.image, compared
+    )
 
 
 def _rows(
