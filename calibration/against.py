@@ -21,6 +21,7 @@ from .sections import escaped, file_of, is_figure, percent, table_of, words
 
 SHOWN = 24
 LISTED = 100  # classes
+NO_SCORES = ("confidence", "ece")  # more is not better
 SHEET = "differences.png"
 
 
@@ -61,8 +62,9 @@ class Against:
 
     `figures` are shares by name (student's, teacher's), `sizes` rows of words (what, student,
     teacher). `cosines` are percentiles of the cosine between both embeddings of a picture,
-    `text_cosine` is the mean over texts where the student has a text tower of its own. The rest is
-    empty or None where there are no labels to name pictures by.
+    `text_cosine` is the mean over texts where the student has a text tower of its own, and
+    `borrowed` its figures with the teacher's. The rest is empty or None where there are no labels
+    to name pictures by.
     """
 
     compared: int
@@ -71,6 +73,7 @@ class Against:
     cosines: Mapping[str, float]
     agreement: float | None = None
     text_cosine: float | None = None
+    borrowed: Mapping[str, float] = dataclasses.field(default_factory=dict)
     classes: Sequence[ClassAgainst] = ()
     differences: Sequence[Difference] = ()
     name: str = "teacher"
@@ -84,6 +87,7 @@ class Against:
             "cosines": dict(self.cosines),
             "agreement": self.agreement,
             "text_cosine": self.text_cosine,
+            "with_teachers_texts": dict(self.borrowed),
             "classes": [row._asdict() for row in self.classes],
             "differences": [
                 {"file": str(d.file), "label": d.label}
@@ -95,12 +99,7 @@ class Against:
     def markdown(self) -> Iterator[str]:
         """The section "Student and teacher"."""
         yield from ("## Student and teacher", "", *table_of(("", "student", "teacher"), self.sizes))
-        cells = [
-            (words(name), percent(own), percent(other), percent(own / other) if other else "")
-            for name, (own, other) in self.figures.items()
-        ]
-        if cells:
-            yield from table_of(("figure", "student", "teacher", "student / teacher"), cells)
+        yield from self._figures()
         spread = ", ".join(f"{name} {value:.3f}" for name, value in self.cosines.items())
         yield f"The cosine between both embeddings of a picture ({self.compared:,}): {spread}."
         yield ""
@@ -110,6 +109,17 @@ class Against:
         if self.agreement is not None:
             yield f"Both give {percent(self.agreement)} of the pictures the same label."
             yield from ("", *self._by_class(), *self._differences())
+
+    def _figures(self) -> Iterator[str]:
+        if not self.figures:
+            return
+        own_text = ["student, teacher's text tower"] if self.borrowed else []
+        cells = []
+        for name, (own, other) in self.figures.items():
+            part = "" if name in NO_SCORES or not other else percent(own / other)
+            borrowed = [percent(self.borrowed[name])] if self.borrowed else []
+            cells.append((words(name), percent(own), *borrowed, percent(other), part))
+        yield from table_of(("figure", "student", *own_text, "teacher", "student / teacher"), cells)
 
     def _by_class(self) -> Iterator[str]:
         worst = sorted(self.classes, key=lambda row: row.agreement)[:LISTED]

@@ -24,7 +24,7 @@ from .distill_options import DistillOptions
 from .distill_rows import DistillRows
 from .distill_texts import Texts, gather_texts
 from .embedding_store import Digests
-from .model import ClipModel
+from .model import ClipModel, create
 from .pictures import PictureReader
 from .prepare import Material
 from .qat import require_trained
@@ -66,19 +66,11 @@ def prepare_distillation(
     student.model.to(fabric.device)
     if options.grad_checkpointing:
         student.model.set_grad_checkpointing(True)
-    room = options.cache or options.run
-    view = Augmentation(student.image, options.crop, options.flip, options.rotate, options.jitter)
-    teacher = Teacher(
-        clip, room / "teacher", view, options.seed, options.workers, options.tokenizer
-    )
+    teacher = _teacher(options, clip, student)
     with Progress(console=console, transient=True, disable=console.quiet) as progress:
         pairs, hashes = _pictures(options, console, progress)
         bank = _bank(options, teacher)
-        learn, compare = list(range(len(pairs))), list[int]()
-        if options.val is None:
-            learn, compare = split(pairs, options.held_out, options.seed)
-        if not learn:
-            raise DataError(f"--images: {len(pairs)} pictures are too few")
+        learn, compare = _parts(options, pairs)
         texts = _texts(options, pairs.keep(learn))
         rivals = _rivals(options, teacher, student, texts, pairs, hashes, compare, progress)
         towers = _towers(student, teacher, texts)
@@ -93,6 +85,34 @@ def prepare_distillation(
         student, towers, teacher.tokenizer_json, teacher.tokenizer, rows.maker, [rows],
         plan, [about], teacher, bank, rivals,
     )  # fmt: skip
+
+
+def reopen_rivals(options: DistillOptions) -> Rivals | None:
+    """What the student `options.out` and its teacher were compared on, once it is trained; None
+    where that was nothing. The teacher is not asked again for what is kept."""
+    clip, student = open_teacher(options.teacher), create(str(options.out))
+    teacher = _teacher(options, clip, student)
+    with Progress(disable=True) as progress:
+        pairs, hashes = _pictures(options, Console(quiet=True), progress)
+        learn, compare = _parts(options, pairs)
+        texts = _texts(options, pairs.keep(learn))
+        return _rivals(options, teacher, student, texts, pairs, hashes, compare, progress)
+
+
+def _teacher(options: DistillOptions, clip: ClipModel, student: ClipModel) -> Teacher:
+    room = options.cache or options.run
+    view = Augmentation(student.image, options.crop, options.flip, options.rotate, options.jitter)
+    return Teacher(clip, room / "teacher", view, options.seed, options.workers, options.tokenizer)
+
+
+def _parts(options: DistillOptions, pairs: Pairs) -> tuple[list[int], list[int]]:
+    """The rows to learn from, and those to compare on where there is no --val."""
+    learn, compare = list(range(len(pairs))), list[int]()
+    if options.val is None:
+        learn, compare = split(pairs, options.held_out, options.seed)
+    if not learn:
+        raise DataError(f"--images: {len(pairs)} pictures are too few")
+    return learn, compare
 
 
 def _pictures(

@@ -1,7 +1,7 @@
 """Held-out pictures on which a student is held against its teacher, epoch after epoch."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from rich.progress import Progress
@@ -11,6 +11,7 @@ from calibration.embed import Pictures, embed_pictures
 from calibration.evaluation import Evaluation, evaluate
 from calibration.metrics import Floats
 from calibration.pairs import Bad, Pairs
+from runtime.frames import Frame
 from runtime.label_sets import Labels
 from runtime.manifest import ImageSpec
 from runtime.prompts import EmbedText, PromptBank, build_bank
@@ -22,6 +23,7 @@ from .model import ClipModel
 from .teacher import Teacher
 
 Figures = dict[str, float]
+Encode = Callable[[Frame], Floats]
 
 
 class Rivals:
@@ -55,34 +57,49 @@ class Rivals:
 
     def measure(self, clip: ClipModel, progress: Progress) -> Figures:
         """The figures of a student's evaluation, teacher_cosine, agreement and text_cosine."""
-        return self._measure(clip, progress)[0]
+        return self._measure(image_encoder(clip), self._reads(clip), progress)[0]
+
+    def measure_as(self, encode: Encode, read: EmbedText) -> Figures:
+        """The same of a student that others run: its encoders of frames uint8 RGB [N, H, W, 3] and
+        of texts, both to unit rows [N, D]."""
+        return self._measure(encode, read, Progress(disable=True))[0]
+
+    @property
+    def teachers(self) -> Figures:
+        """The figures of the teacher's own evaluation; empty without labels and captions."""
+        return dict(self._teachers.figures) if self._teachers else {}
 
     def compare(self, clip: ClipModel, progress: Progress) -> Against:
         """All that a report says of a student and its teacher."""
-        figures, pairs, rows, said = self._measure(clip, progress)
-        bank = self._bank_of(self._reads(clip))
+        read = self._reads(clip)
+        figures, pairs, rows, said = self._measure(image_encoder(clip), read, progress)
+        bank = self._bank_of(read)
         both = {}
-        if self._teachers and self.student:
-            others = self._teachers.figures
+        if self.student:
+            others = self.teachers
             both = {name: (value, others[name]) for name, value in self.student.figures.items()}
         banks = None
         if bank and self._bank:
             banks = Banks(bank.labels, bank.embeddings, self._bank.embeddings, self._head)
         found = against(rows, said, pairs.files, both, self._sizes(clip), banks, pairs.targets)
-        return dataclasses.replace(found, text_cosine=figures.get("text_cosine"))
+        borrowed = self._evaluated(pairs, rows, self._teacher.read) if self._texts else None
+        return dataclasses.replace(
+            found,
+            text_cosine=figures.get("text_cosine"),
+            borrowed=borrowed.figures if borrowed else {},
+        )
 
     def _measure(
-        self, clip: ClipModel, progress: Progress
+        self, encode: Encode, read: EmbedText, progress: Progress
     ) -> tuple[Figures, Pairs, Floats, Floats]:
         task = progress.add_task("comparing with the teacher", total=len(self.pairs))
         kept, rows = embed_pictures(
-            self.pairs, self._pictures, image_encoder(clip), lambda n: progress.advance(task, n)
+            self.pairs, self._pictures, encode, lambda n: progress.advance(task, n)
         )
         progress.remove_task(task)
         self.bad = kept.bad
         place = {file: i for i, file in enumerate(self.pairs.files)}
         said = self._said[[place[file] for file in kept.files]]
-        read = self._reads(clip)
         self.student = self._evaluated(kept, rows, read)
         figures = dict(self.student.figures) if self.student else {}
         figures["teacher_cosine"] = float((rows * said).sum(axis=1).mean())
