@@ -21,6 +21,7 @@ from runtime.manifest import ImageSpec
 from runtime.tokenizer import Tokenizer
 
 from .augment import Augmentation
+from .batches import begin_worker
 from .distill_images import left_out, text_digests
 from .embedding_store import Digests, EmbeddingStore
 from .evaluate import normalise, text_encoder
@@ -241,7 +242,13 @@ def _unit(rows: Floats) -> Floats:
 
 def _batches(views: _Missing, workers: int) -> Iterator[list[Views]]:
     """The views of as many pictures as make a batch; what cannot be read is not among them."""
-    loader = DataLoader(views, batch_size=None, collate_fn=_as_it_is, num_workers=workers)
+    loader = DataLoader(
+        views,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        worker_init_fn=begin_worker,
+    )
     batch: list[Views] = []
     for own in loader:
         if own is not None:
