@@ -124,6 +124,7 @@ class DistillOptions(TrainOptions):
         super().__post_init__()
         if self.captions < 1:
             raise DataError("--captions must be at least 1")
+        _ = self.label_set  # a fault in it is found before the pictures are gone through
 
     def _check_ranges(self) -> None:
         super()._check_ranges()

@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import json
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -13,7 +11,7 @@ from runtime.errors import DataError
 
 from .distill_options import DistillOptions
 from .inherit import inherit
-from .model import ClipModel, create
+from .model import ClipModel, create, create_from
 from .start import load_backbone
 from .student_text import fill_text, has_own_text, text_config
 
@@ -76,10 +74,7 @@ def _behind(own: ClipModel, teacher: ClipModel, options: DistillOptions) -> Clip
             f"--student {own.name} was trained {'with' if quick[0] else 'without'} quick_gelu, its "
             "teacher was not: take another student or its architecture alone"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{own.name}-of-{teacher.name}.json"
-        file.write_text(json.dumps(config), encoding="utf-8")
-        made = create(str(file), seed=options.seed)
+    made = create_from(config, f"{own.name}-of-{teacher.name}", options.seed)
     kept = "logit_" if options.student_text else ""
     rest = {
         k: v
