@@ -19,8 +19,11 @@ import torch
 from conftest import solid
 from PIL import Image
 from rich.progress import Progress
+from typer.testing import CliRunner
 
 from calibration.pairs import Pairs
+from export.cli import app
+from export.towers import text_tower
 from runtime.errors import DataError
 from training.augment import Augmentation
 from training.distill_images import digests, open_images
@@ -230,6 +233,22 @@ def coca(tiny_config: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     save(create_from(config, "tiny-coca"), folder, {})
     return folder
+
+
+def test_a_student_of_a_coca_needs_a_text_tower_of_its_own(
+    coca: Path, pictures: Path, tmp_path: Path
+) -> None:
+    command = [
+        "distill", tmp_path / "out", "--teacher", coca, "--student", "nano", "--images", pictures,
+        "--labels", "red,blue", "--epochs", 1, "--batch-size", 2, "--workers", 0,
+    ]  # fmt: skip
+    bundle = [*command, "--bundle", tmp_path / "bundle"]
+    with pytest.raises(DataError, match="its text encoder .* cannot be exported"):
+        CliRunner().invoke(app, list(map(str, bundle)), catch_exceptions=False)
+    own = [*command, "--student-text", "1x16"]
+    assert not CliRunner().invoke(app, list(map(str, own)), catch_exceptions=False).exit_code
+    made = create(str(tmp_path / "out"))
+    assert made.model.text.cls_emb is None and text_tower(made) is made.model.text
 
 
 def test_of_a_coca_the_towers_teach(coca: Path) -> None:

@@ -24,7 +24,7 @@ _LAYER = "transformer.resblocks."
 _SAME = ("context_length", "vocab_size", "hf_tokenizer_name")
 # Where each tensor outside of the layers has the channels.
 _AXIS = {
-    "token_embedding.weight": 1, "positional_embedding": 1, "cls_emb": 0,
+    "token_embedding.weight": 1, "positional_embedding": 1,
     "ln_final.weight": 0, "ln_final.bias": 0,
     "text_projection": 0, "text_projection.weight": 1,
 }  # fmt: skip
@@ -45,7 +45,8 @@ def text_config(wanted: str | None, teacher: ClipModel) -> dict[str, Any]:
         return _of_folder(wanted, teacher)
     layers, width = _size(wanted, teacher)
     heads = width * _heads(teacher) // _width(teacher)
-    return {**config, "layers": layers, "width": width, "heads": heads}
+    sizes = {"layers": layers, "width": width, "heads": heads}
+    return {**config, **sizes, "embed_cls": False}  # CoCa's class token cannot be exported
 
 
 def _size(wanted: str, teacher: ClipModel) -> tuple[int, int]:
@@ -109,12 +110,14 @@ def _chosen(given: Weights, own: Any, most: int) -> Weights:
     """The weights of a tower `own`, of those given: layers at even distances, and the channels
     that are written to most."""
     text = {k: v for k, v in given.items() if k.startswith(_LAYER) or k in _AXIS}
-    channels = _most(_stream(text), own.positional_embedding.shape[1])
+    length, width = own.positional_embedding.shape
+    channels = _most(_stream(text), width)
     made = {
         name: value.index_select(_AXIS[name], channels)
         for name, value in text.items()
         if name in _AXIS
     }
+    made["positional_embedding"] = made["positional_embedding"][:length]
     if "text_projection.bias" in given:
         made["text_projection.bias"] = given["text_projection.bias"]
     for number, old in enumerate(_even(most, len(own.transformer.resblocks))):
