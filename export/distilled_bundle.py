@@ -43,6 +43,7 @@ def bundle_student(options: DistillOptions, bundle: Path, quiet: bool = False) -
     content: dict[str, Any] = {
         "folder": str(bundle),
         "refused": str(refused or ""),
+        "mib": {file.name: file.stat().st_size / 2**20 for file in sorted(bundle.glob("*.onnx"))},
         "teacher": teachers,
         "figures": figures,
         "ms": [
@@ -93,6 +94,8 @@ def _markdown(content: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
         yield "What each precision reaches on the pictures above, in ONNX Runtime."
         yield ""
         yield from table_of(("figure", "teacher", *figures), _cells(content["teacher"], figures))
+    sizes = [(name, f"{size:.1f}") for name, size in content["mib"].items()]
+    yield from table_of(("file", "MiB"), sizes)
     yield "A frame of 1920 x 1080 on this machine, from pixels to label; the median."
     yield ""
     ran = [row for row in rows if not row.error]
@@ -102,8 +105,12 @@ def _markdown(content: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
 
 def _cells(teacher: Mapping[str, float], figures: Figures) -> Iterator[tuple[str, ...]]:
     for name in next(iter(figures.values())):
-        other = percent(teacher[name]) if name in teacher else ""
-        yield words(name), other, *(percent(own[name]) for own in figures.values())
+        other = _figure(name, teacher[name]) if name in teacher else ""
+        yield words(name), other, *(_figure(name, own[name]) for own in figures.values())
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:.3f}" if name.endswith("_cosine") else percent(value)
 
 
 def _append(report: Path, content: dict[str, Any], lines: Iterator[str]) -> None:

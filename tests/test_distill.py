@@ -228,6 +228,10 @@ def test_the_command_makes_a_bundle_of_the_student(
         assert json.loads(output.out)["bundle"] == report["bundle"]
     found = report["bundle"]
     assert found["figures"]["fp32"]["top1"] == pytest.approx(report["figures"]["top1"], abs=0.03)
+    assert found["teacher"]["top1"] == report["teacher"]["figures"]["top1"]["teacher"]
+    against = [own["agreement"] for own in found["figures"].values()]
+    assert len(against) > 1 and np.allclose(against, report["teacher"]["agreement"], atol=0.05)
+    assert found["mib"]["image.fp16.onnx"] < found["mib"]["image.fp32.onnx"]
     assert {row["backend"] for row in found["ms"]} >= {"onnxruntime"}
     assert "## The bundle" in (tmp_path / "out/report/report.md").read_text()
     assert (tmp_path / "bundle/prompts/default.safetensors").exists()
