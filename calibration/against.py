@@ -21,7 +21,19 @@ from .sections import escaped, file_of, is_figure, percent, table_of, words
 
 SHOWN = 24
 LISTED = 100  # classes
+NO_SCORES = ("confidence", "ece")  # more is not better
 SHEET = "differences.png"
+
+
+class Banks(NamedTuple):
+    """What pictures are named by: labels, their embeddings [C, D] by the student's text tower and
+    by the teacher's (the same where it has no other), and the head that turns cosines into
+    scores."""
+
+    labels: Sequence[str]
+    student: Floats
+    teacher: Floats
+    head: Head
 
 
 class ClassAgainst(NamedTuple):
@@ -49,8 +61,10 @@ class Against:
     """What a report says of both.
 
     `figures` are shares by name (student's, teacher's), `sizes` rows of words (what, student,
-    teacher). `cosines` are percentiles of the cosine between both embeddings of a picture. The rest
-    is empty or None where there are no labels to name pictures by.
+    teacher). `cosines` are percentiles of the cosine between both embeddings of a picture,
+    `text_cosine` is the mean over texts where the student has a text tower of its own, and
+    `borrowed` its figures with the teacher's. The rest is empty or None where there are no labels
+    to name pictures by.
     """
 
     compared: int
@@ -58,6 +72,8 @@ class Against:
     sizes: Sequence[tuple[str, str, str]]
     cosines: Mapping[str, float]
     agreement: float | None = None
+    text_cosine: float | None = None
+    borrowed: Mapping[str, float] = dataclasses.field(default_factory=dict)
     classes: Sequence[ClassAgainst] = ()
     differences: Sequence[Difference] = ()
     name: str = "teacher"
@@ -70,6 +86,8 @@ class Against:
             "sizes": [list(row) for row in self.sizes],
             "cosines": dict(self.cosines),
             "agreement": self.agreement,
+            "text_cosine": self.text_cosine,
+            "with_teachers_texts": dict(self.borrowed),
             "classes": [row._asdict() for row in self.classes],
             "differences": [
                 {"file": str(d.file), "label": d.label}
@@ -81,18 +99,27 @@ class Against:
     def markdown(self) -> Iterator[str]:
         """The section "Student and teacher"."""
         yield from ("## Student and teacher", "", *table_of(("", "student", "teacher"), self.sizes))
-        cells = [
-            (words(name), percent(own), percent(other), percent(own / other) if other else "")
-            for name, (own, other) in self.figures.items()
-        ]
-        if cells:
-            yield from table_of(("figure", "student", "teacher", "student / teacher"), cells)
+        yield from self._figures()
         spread = ", ".join(f"{name} {value:.3f}" for name, value in self.cosines.items())
         yield f"The cosine between both embeddings of a picture ({self.compared:,}): {spread}."
         yield ""
+        if self.text_cosine is not None:
+            yield f"The cosine between both embeddings of a text: {self.text_cosine:.3f}."
+            yield ""
         if self.agreement is not None:
             yield f"Both give {percent(self.agreement)} of the pictures the same label."
             yield from ("", *self._by_class(), *self._differences())
+
+    def _figures(self) -> Iterator[str]:
+        if not self.figures:
+            return
+        own_text = ["student, teacher's text tower"] if self.borrowed else []
+        cells = []
+        for name, (own, other) in self.figures.items():
+            part = "" if name in NO_SCORES or not other else percent(own / other)
+            borrowed = [percent(self.borrowed[name])] if self.borrowed else []
+            cells.append((words(name), percent(own), *borrowed, percent(other), part))
+        yield from table_of(("figure", "student", *own_text, "teacher", "student / teacher"), cells)
 
     def _by_class(self) -> Iterator[str]:
         worst = sorted(self.classes, key=lambda row: row.agreement)[:LISTED]
@@ -133,13 +160,13 @@ def against(
     files: Sequence[Path],
     figures: Mapping[str, tuple[float, float]],
     sizes: Sequence[tuple[str, str, str]],
-    bank: tuple[Sequence[str], Floats, Head] | None = None,
+    banks: Banks | None = None,
     targets: Sequence[int] | None = None,
 ) -> Against:
     """Holds unit embeddings [N, D] of the same pictures against each other.
 
-    `bank` are labels, their embeddings [C, D] and the head that turns cosines into scores;
-    `targets` the true labels' places in it, where they are known.
+    `banks` are what they are named by; `targets` the true labels' places in it, where they are
+    known.
     """
     cosines = (student * teacher).sum(axis=1)
     spread = {"mean": float(cosines.mean())} | {
@@ -147,10 +174,10 @@ def against(
     }
     figures = {name: both for name, both in figures.items() if is_figure(name)}
     plain = Against(compared=len(files), figures=figures, sizes=sizes, cosines=spread)
-    if bank is None:
+    if banks is None:
         return plain
-    labels, rows, head = bank
-    own, other = student @ rows.T, teacher @ rows.T
+    labels, head = banks.labels, banks.head
+    own, other = student @ banks.student.T, teacher @ banks.teacher.T
     same = own.argmax(axis=1) == other.argmax(axis=1)
     surest = np.flatnonzero(~same)
     surest = surest[np.argsort(-other[surest].max(axis=1), kind="stable")]

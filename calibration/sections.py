@@ -28,6 +28,7 @@ FIGURES = {
     "text_to_image_r10": "caption to picture, R@10",
     "agreement": "same best label as the teacher",
     "teacher_cosine": "cosine with the teacher's embedding, mean",
+    "text_cosine": "cosine with the teacher's embedding of a text, mean",
 }
 LOGGED = {
     "lr": "learning rate",

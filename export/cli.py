@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -117,7 +118,7 @@ def main() -> None:
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="replace")
     warnings.filterwarnings("ignore", module="PIL")  # notes on odd pictures that it does read
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that nothing is left
+    signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except SystemExit as end:
@@ -128,6 +129,12 @@ def main() -> None:
         if debug:
             raise
         sys.exit(_explain(error))
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """Unwinds, so that nothing is left; `timeout` says it twice."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(143)
 
 
 def _explain(error: Exception) -> int:

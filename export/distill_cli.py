@@ -51,6 +51,7 @@ def distill(**chosen: Any) -> None:
         from runtime.manifest import NAME
 
         check_target(bundle.expanduser(), NAME, options.force)
+        _check_text(options)
     from training.distill import distill as run
 
     if names:
@@ -65,6 +66,17 @@ def distill(**chosen: Any) -> None:
 
         record["bundle"] = bundle_student(options, bundle.expanduser(), quiet=as_json)
     print(json.dumps(record, indent=2) if as_json else f"wrote {options.out}")
+
+
+def _check_text(options: DistillOptions) -> None:
+    """Raises DataError now, not after the training, where the teacher's text tower is what the
+    student's bundle would have, and cannot be exported."""
+    from training.teacher import open_teacher
+
+    from .towers import text_tower
+
+    if options.student_text is None:
+        text_tower(open_teacher(options.teacher))
 
 
 def _students(

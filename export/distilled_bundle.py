@@ -8,11 +8,13 @@ from typing import Any
 
 from calibration.report import MARKER
 from calibration.sections import percent, table_of, words
-from calibration.subject import bundle_subject, measure
+from calibration.subject import bundle_subject
 from runtime.bench import Row, bench
 from runtime.bundle import Bundle
 from runtime.errors import GateFailed
+from training.distill import settled
 from training.distill_options import DistillOptions
+from training.distill_prepare import reopen_rivals
 from training.results import REPORT
 
 from .bundle import ExportOptions, export_bundle
@@ -23,8 +25,9 @@ Figures = Mapping[str, Mapping[str, float]]
 
 
 def bundle_student(options: DistillOptions, bundle: Path, quiet: bool = False) -> dict[str, Any]:
-    """Exports the checkpoint `options.out`, measures what its precisions reach on --val and how
-    long a frame takes on each backend, and adds that to the checkpoint's report; returns it.
+    """Exports the checkpoint `options.out`, holds each of its precisions against the teacher, on
+    the pictures that the student was, measures how long a frame takes on each backend, and adds
+    that to the checkpoint's report; returns it.
 
     Raises what `export_bundle` does; where a precision is refused, after the report is written.
     """
@@ -35,11 +38,13 @@ def bundle_student(options: DistillOptions, bundle: Path, quiet: bool = False) -
         if not bundle.is_dir():
             raise
         refused = error
-    figures = _figures(options, bundle)
+    teachers, figures = _figures(options, bundle)
     rows = bench(bundle, backend="all", precision="all", seconds=SECONDS)
     content: dict[str, Any] = {
         "folder": str(bundle),
         "refused": str(refused or ""),
+        "mib": {file.name: file.stat().st_size / 2**20 for file in sorted(bundle.glob("*.onnx"))},
+        "teacher": teachers,
         "figures": figures,
         "ms": [
             {"backend": r.backend, "precision": r.precision, "p50": r.stages["total"].p50}
@@ -47,7 +52,7 @@ def bundle_student(options: DistillOptions, bundle: Path, quiet: bool = False) -
             if not r.error
         ],
     }
-    _append(options.out / REPORT, content, _markdown(bundle, content["refused"], figures, rows))
+    _append(options.out / REPORT, content, _markdown(content, rows))
     if refused:
         raise refused
     return content
@@ -64,34 +69,48 @@ def _export(options: DistillOptions, bundle: Path) -> ExportOptions:
     )
 
 
-def _figures(options: DistillOptions, bundle: Path) -> dict[str, dict[str, float]]:
-    """What each precision reaches on --val; nothing without it."""
-    if options.val is None:
-        return {}
-    made = Bundle(bundle).manifest.precisions
+def _figures(
+    options: DistillOptions, bundle: Path
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The teacher's figures, and what each precision reaches beside it; empty where there is
+    nothing to compare on."""
+    rivals = reopen_rivals(settled(options))
     found: dict[str, dict[str, float]] = {}
+    if rivals is None:
+        return {}, found
+    made = Bundle(bundle).manifest.precisions
     for name in (name for name, entry in made.items() if entry.status == "accepted"):
         subject = bundle_subject(bundle, "onnxruntime", name)
-        templates = options.templates or None
-        found[name] = measure(subject, options.val, templates, options.max_bad, quiet=True)[
-            1
-        ].figures
-    return found
+        found[name] = rivals.measure_as(subject.encode, subject.embed_text)
+    return rivals.teachers, found
 
 
-def _markdown(bundle: Path, refused: str, figures: Figures, rows: Sequence[Row]) -> Iterator[str]:
+def _markdown(content: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
+    bundle, figures = content["folder"], content["figures"]
     yield from ("", "## The bundle", "", f"`{bundle}`, calibrated on the same pictures.", "")
-    if refused:
-        yield from (refused, "")
+    if content["refused"]:
+        yield from (content["refused"], "")
     if figures:
-        names = list(figures["fp32"])
-        cells = [(words(name), *(percent(own[name]) for own in figures.values())) for name in names]
-        yield from table_of(("figure", *figures), cells)
+        yield "What each precision reaches on the pictures above, in ONNX Runtime."
+        yield ""
+        yield from table_of(("figure", "teacher", *figures), _cells(content["teacher"], figures))
+    sizes = [(name, f"{size:.1f}") for name, size in content["mib"].items()]
+    yield from table_of(("file", "MiB"), sizes)
     yield "A frame of 1920 x 1080 on this machine, from pixels to label; the median."
     yield ""
     ran = [row for row in rows if not row.error]
     cells = [(r.backend, r.precision, f"{r.stages['total'].p50:.2f}") for r in ran]
     yield from table_of(("backend", "precision", "ms"), cells)
+
+
+def _cells(teacher: Mapping[str, float], figures: Figures) -> Iterator[tuple[str, ...]]:
+    for name in next(iter(figures.values())):
+        other = _figure(name, teacher[name]) if name in teacher else ""
+        yield words(name), other, *(_figure(name, own[name]) for own in figures.values())
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:.3f}" if name.endswith("_cosine") else percent(value)
 
 
 def _append(report: Path, content: dict[str, Any], lines: Iterator[str]) -> None:

@@ -5,6 +5,7 @@ torch is not, on a bundle that $EDGECLIP_TEST_BUNDLE names (see test_packaging.p
 """
 
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -116,6 +117,25 @@ def tiny_config() -> Path:
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_squares(tmp_path_factory.mktemp("squares") / "train", each=24, seed=0)
+
+
+@pytest.fixture(scope="session")
+def half(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
+    """A ViT of less depth and width than the teacher's."""
+    config = json.loads(tiny_config.read_text())
+    config["vision_cfg"] |= {"layers": 1, "width": 32}
+    file = tmp_path_factory.mktemp("half") / "half.json"
+    file.write_text(json.dumps(config))
+    return file
+
+
+@pytest.fixture(scope="session")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory, squares: Path) -> Path:
+    """The squares, without their folders."""
+    folder = tmp_path_factory.mktemp("unlabelled")
+    for number, file in enumerate(sorted(squares.rglob("*.png"))):
+        shutil.copy(file, folder / f"{number}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

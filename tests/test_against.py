@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from conftest import solid
 
-from calibration.against import SHEET, Against, against
+from calibration.against import SHEET, Against, Banks, against
 from calibration.report import write_report
 from calibration.sections import Report
 from runtime.manifest import Head
 
 HEAD = Head(logit_scale=10.0, logit_bias=0.0, activation="softmax")
-BANK = ["cat", "[dog]"], np.eye(2, dtype=np.float32), HEAD
+EYE = np.eye(2, dtype=np.float32)
+BANK = Banks(["cat", "[dog]"], EYE, EYE, HEAD)
 STUDENT = np.array([[1, 0], [0, 1], [0.6, 0.8], [1, 0]], np.float32)
 TEACHER = np.array([[1, 0], [1, 0], [0, 1], [0.8, 0.6]], np.float32)
 SIZES = [("multiply-adds", "1", "4")]
@@ -70,3 +71,10 @@ def test_the_report_tells_it(files: list[Path], tmp_path: Path) -> None:
     content = json.loads((folder / "report.json").read_text())["teacher"]
     assert content["figures"]["top1"] == {"student": 0.5, "teacher": 0.8}
     assert content["differences"][0]["teacher"][0][0] == "cat"
+
+
+def test_each_names_pictures_by_its_own_text_tower(files: list[Path]) -> None:
+    swapped = BANK._replace(student=EYE[::-1])
+    found = against(STUDENT, TEACHER, files, {}, SIZES, swapped)
+    assert found.agreement == 0.25
+    assert found.differences[0].student.label == "[dog]" == found.classes[1].label

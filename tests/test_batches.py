@@ -352,6 +352,24 @@ def test_a_worker_that_is_killed_is_said(tmp_path: Path, plain: Maker) -> None:
         list(loader(data, 1))
 
 
+class Signalled(TableRows):
+    """A signal to the whole group of processes reaches the one that makes batches, too."""
+
+    reached = False
+
+    def take(self, index: int, seed: Sequence[int]) -> Row:
+        if not self.reached:
+            self.reached = True
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+        return super().take(index, seed)
+
+
+def test_a_worker_leaves_signals_to_its_parent(tmp_path: Path, plain: Maker) -> None:
+    data = batches([Signalled(table(tmp_path, 6), plain)], plain, epochs=1)
+    assert len(list(loader(data, 1))) == len(data)
+
+
 # What a batch holds
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +26,6 @@ from training.evaluate import checkpoint_subject
 from training.model import create
 
 WEIGHTS = "open_clip_model.safetensors"
-
-
-@pytest.fixture(scope="session")
-def half(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
-    """A ViT of less depth and width than the teacher's."""
-    config = json.loads(tiny_config.read_text())
-    config["vision_cfg"] |= {"layers": 1, "width": 32}
-    file = tmp_path_factory.mktemp("half") / "half.json"
-    file.write_text(json.dumps(config))
-    return file
-
-
-@pytest.fixture(scope="session")
-def unlabelled(tmp_path_factory: pytest.TempPathFactory, squares: Path) -> Path:
-    """The squares, without their folders."""
-    folder = tmp_path_factory.mktemp("unlabelled")
-    for number, file in enumerate(sorted(squares.rglob("*.png"))):
-        shutil.copy(file, folder / f"{number}.png")
-    return folder
 
 
 def options(teacher: Path, student: Path, source: Path, out: Path, **more: Any) -> DistillOptions:
@@ -248,6 +228,10 @@ def test_the_command_makes_a_bundle_of_the_student(
         assert json.loads(output.out)["bundle"] == report["bundle"]
     found = report["bundle"]
     assert found["figures"]["fp32"]["top1"] == pytest.approx(report["figures"]["top1"], abs=0.03)
+    assert found["teacher"]["top1"] == report["teacher"]["figures"]["top1"]["teacher"]
+    against = [own["agreement"] for own in found["figures"].values()]
+    assert len(against) > 1 and np.allclose(against, report["teacher"]["agreement"], atol=0.05)
+    assert found["mib"]["image.fp16.onnx"] < found["mib"]["image.fp32.onnx"]
     assert {row["backend"] for row in found["ms"]} >= {"onnxruntime"}
     assert "## The bundle" in (tmp_path / "out/report/report.md").read_text()
     assert (tmp_path / "bundle/prompts/default.safetensors").exists()

@@ -123,6 +123,10 @@ def test_what_is_not_its_own_or_damaged_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="00000.rows.npy is damaged"):
         made(folder)
     rows.write_bytes(content)
+    index = folder / "00000.index.npy"
+    np.save(index, np.zeros(3))
+    with pytest.raises(DataError, match="00000.index.npy is damaged: its type is float64"):
+        made(folder)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="manifest.json is damaged"):
         made(folder)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import json
 import os
 import shutil
 import signal
@@ -18,13 +19,16 @@ import torch
 from conftest import solid
 from PIL import Image
 from rich.progress import Progress
+from typer.testing import CliRunner
 
 from calibration.pairs import Pairs
+from export.cli import app
+from export.towers import text_tower
 from runtime.errors import DataError
 from training.augment import Augmentation
 from training.distill_images import digests, open_images
 from training.evaluate import image_encoder, text_encoder
-from training.model import ClipModel, create
+from training.model import ClipModel, create, create_from, save
 from training.teacher import Teacher, open_teacher
 from training.views import apply_view
 
@@ -142,6 +146,17 @@ def test_texts_are_kept(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert np.allclose(teacher.read(texts[::-1]), expected[::-1], atol=2e-3)
 
 
+def test_rows_that_are_no_embeddings_are_damage(
+    checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    _, _, teacher, places = asked(checkpoint, tmp_path / "cache", pictures)
+    file = teacher.images.folder / "00000.rows.npy"
+    np.save(file, np.load(file) * 0)
+    _, _, teacher, places = asked(checkpoint, tmp_path / "cache", pictures)
+    with pytest.raises(DataError, match="rows that are no embeddings; delete it"):
+        teacher.said(places.ravel())
+
+
 def test_unreadable_pictures_are_left_out(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     (pictures / "bad.png").write_text("no picture")
     count, pairs, _, places = asked(checkpoint, tmp_path / "cache", pictures)
@@ -198,3 +213,50 @@ def test_who_cannot_teach(name: str, message: str, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("training.teacher.create", lambda *_: create("nano"))
     with pytest.raises(DataError, match=message):
         open_teacher(name)
+
+
+@pytest.fixture
+def coca(tiny_config: Path, tmp_path: Path) -> Path:
+    """The folder of a small CoCa."""
+    config = json.loads(tiny_config.read_text())
+    config["vision_cfg"] |= {"attentional_pool": True, "attn_pooler_heads": 4}
+    config["text_cfg"] |= {"embed_cls": True}
+    for tower in ("vision_cfg", "text_cfg"):
+        config[tower]["output_tokens"] = True
+    own = config["text_cfg"]
+    config["multimodal_cfg"] = {
+        **{name: own[name] for name in ("context_length", "vocab_size", "width", "heads")},
+        "layers": 1, "attn_pooler_heads": 4,
+    }  # fmt: skip
+    config["custom_text"] = True
+    folder = tmp_path / "coca"
+    folder.mkdir()
+    save(create_from(config, "tiny-coca"), folder, {})
+    return folder
+
+
+def test_a_student_of_a_coca_needs_a_text_tower_of_its_own(
+    coca: Path, pictures: Path, tmp_path: Path
+) -> None:
+    command = [
+        "distill", tmp_path / "out", "--teacher", coca, "--student", "nano", "--images", pictures,
+        "--labels", "red,blue", "--epochs", 1, "--batch-size", 2, "--workers", 0,
+    ]  # fmt: skip
+    bundle = [*command, "--bundle", tmp_path / "bundle"]
+    with pytest.raises(DataError, match="its text encoder .* cannot be exported"):
+        CliRunner().invoke(app, list(map(str, bundle)), catch_exceptions=False)
+    own = [*command, "--student-text", "1x16"]
+    assert not CliRunner().invoke(app, list(map(str, own)), catch_exceptions=False).exit_code
+    made = create(str(tmp_path / "out"))
+    assert made.model.text.cls_emb is None and text_tower(made) is made.model.text
+
+
+def test_of_a_coca_the_towers_teach(coca: Path) -> None:
+    whole, towers = create(str(coca)), open_teacher(str(coca))
+    assert not [name for name, _ in towers.model.named_parameters() if "decoder" in name]
+    pixels, tokens = torch.rand(2, 3, 32, 32), torch.randint(1, 49000, (3, 12))
+    with torch.no_grad():
+        image, text = towers.model.encode_image(pixels), towers.model.encode_text(tokens)
+        expected = whole.model.encode_image(pixels), whole.model.encode_text(tokens)
+    for own, given in zip((image, text), expected, strict=True):
+        torch.testing.assert_close(torch.nn.functional.normalize(own, dim=-1), given)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from calibration.pairs import Bad
 from runtime.errors import DataError, EdgeClipError
 
+from .interrupts import leave_signals_to_parent
 from .rows import Maker, Row, Rows, StreamRows, TableRows
 from .samples import MAX_CAPTIONS
 from .shards import Shards
@@ -149,7 +150,7 @@ def loader(dataset: PairBatches, workers: int) -> Iterator[Batch]:
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=workers,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=begin_worker,
         pin_memory=torch.cuda.is_available(),
     )
     try:
@@ -184,5 +185,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _quiet_worker(_: int) -> None:
+def begin_worker(_: int) -> None:
+    """What a process of a loader does first."""
+    leave_signals_to_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or the library warns that it was forked

@@ -20,6 +20,12 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def text_parameters(clip: ClipModel) -> int:
+    """The number of weights of a model's text tower."""
+    own = clip.model.named_parameters()
+    return sum(p.numel() for name, p in own if not name.startswith(("visual.", "logit_")))
+
+
 def tower_as_exported(clip: ClipModel) -> nn.Module:
     """A copy of the image tower, its branches merged where it has some for the training alone."""
     tower: Any = copy.deepcopy(clip.model.visual).eval()

@@ -24,10 +24,10 @@ def distill(options: DistillOptions, quiet: bool = False, told: Told = nobody) -
     States, checkpoints, interruption and errors are those of `trainer.train`. What the teacher says
     is kept in `options.cache`, or in `options.run`, and is never asked for twice.
     """
-    return run(_Distillation, _settled(options), quiet, told)
+    return run(_Distillation, settled(options), quiet, told)
 
 
-def _settled(options: DistillOptions) -> DistillOptions:
+def settled(options: DistillOptions) -> DistillOptions:
     """`options` with templates: where none are given, those of the teacher."""
     folder = Path(options.teacher).expanduser()
     usual = recorded(folder)[1] if folder.is_dir() else DEFAULT_TEMPLATES

@@ -44,6 +44,15 @@ class DistillObjective(nn.Module):
             loss = loss + options.soft_labels * soft
         if options.contrast and each > 1:
             loss = loss + options.contrast * self._contrast(batch, image, text, scale)
+        if out.words is not None and out.said is not None:
+            loss = loss + self._of_texts(self.gather(out.words), self.gather(out.said), scale)
+        return loss
+
+    def _of_texts(self, student: Tensor, teacher: Tensor, scale: Tensor) -> Tensor:
+        """What a text tower of the student's own learns by, weighted as for pictures."""
+        loss: Tensor = self.options.embedding * embedding_loss(student, teacher)
+        if self.options.affinity:
+            loss = loss + self.options.affinity * affinity_loss(student, teacher, teacher, scale)
         return loss
 
     def _captions(self, batch: Batch) -> Tensor:

@@ -49,6 +49,14 @@ class DistillOptions(TrainOptions):
             "--inherit/--no-inherit",
         ),
     ] = None
+    student_text: Annotated[
+        str | None,
+        _option(
+            MODEL,
+            "Give the student a smaller text tower of its own: LAYERS or LAYERSxWIDTH of its "
+            "teacher's (2x256), or a student's folder (default: the teacher's, as it is).",
+        ),
+    ] = None
     images: Annotated[
         tuple[Path, ...],
         _option(
@@ -59,6 +67,14 @@ class DistillOptions(TrainOptions):
     labels: Annotated[
         str | None,
         _option(DATA, "Labels of the prompt bank, for soft labels: a,b,c or a file."),
+    ] = None
+    texts: Annotated[
+        Path | None,
+        _option(
+            DATA,
+            "With --student-text: words or sentences that it learns beside --labels and captions, "
+            "one a line; each as it is and in the templates.",
+        ),
     ] = None
     fps: Annotated[float, _option(DATA, "Frames a second that are taken of a video.")] = 1.0
     held_out: Annotated[
@@ -108,6 +124,7 @@ class DistillOptions(TrainOptions):
         super().__post_init__()
         if self.captions < 1:
             raise DataError("--captions must be at least 1")
+        _ = self.label_set  # a fault in it is found before the pictures are gone through
 
     def _check_ranges(self) -> None:
         super()._check_ranges()
@@ -121,6 +138,10 @@ class DistillOptions(TrainOptions):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise DataError(f"--{name} must be greater than 0, it is {value}")
+        if self.student_text and not (self.embedding or self.affinity):
+            raise DataError(
+                "--student-text learns by --embedding and --affinity: one must not be 0"
+            )
         if not 0 <= self.held_out < 1:
             raise DataError(f"--held-out is a share, from 0 to below 1, not {self.held_out}")
 
@@ -130,6 +151,8 @@ class DistillOptions(TrainOptions):
                 f"--batch-size {self.batch_size} is over all devices: a multiple of "
                 f"{self.devices * self.nodes}, and at least 2"
             )
+        if self.texts and not self.student_text:
+            raise DataError("--texts are for a text tower of the student's own: add --student-text")
 
     @property
     def is_compared(self) -> bool:

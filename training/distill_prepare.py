@@ -29,10 +29,11 @@ from .cache import FrameCache
 from .distill_images import digests, left_out, open_images
 from .distill_options import DistillOptions
 from .distill_rows import DistillRows
+from .distill_texts import Texts, gather_texts
 from .embedding_store import Digests
 from .evaluate import normalise
 from .inherit import inherit
-from .model import ClipModel
+from .model import ClipModel, create
 from .pictures import PictureReader
 from .prepare import Material
 from .qat import require_trained
@@ -40,7 +41,9 @@ from .rivals import Rivals, split
 from .rows import Maker
 from .sources import Source, make_plan
 from .student import is_heir, make_student
+from .student_text import unlock_text
 from .teacher import Reader, Teacher, open_teacher
+from .text_towers import TextTowers
 from .towers import Towers
 from .views import PLAIN
 
@@ -64,16 +67,14 @@ def prepare_distillation(
     """
     clip = open_teacher(options.teacher)
     student = make_student(options, clip)
+    if options.student_text:
+        unlock_text(student)
     heir = is_heir(options, student, clip)
     if options.qat and not heir:
         require_trained(student, "--student")
     if options.grad_checkpointing:
         student.model.set_grad_checkpointing(True)
-    room = options.cache or options.run
-    view = Augmentation(student.image, options.crop, options.flip, options.rotate, options.jitter)
-    teacher = Teacher(
-        clip, room / "teacher", view, options.seed, options.workers, options.tokenizer
-    )
+    teacher = _teacher(options, clip, student)
     with Progress(console=console, transient=True, disable=console.quiet) as progress:
         pairs, hashes = _pictures(options, console, progress)
         if heir:
@@ -81,21 +82,49 @@ def prepare_distillation(
         clip.model.to(fabric.device)
         student.model.to(fabric.device)
         bank = _bank(options, teacher)
-        learn, compare = list(range(len(pairs))), list[int]()
-        if options.val is None:
-            learn, compare = split(pairs, options.held_out, options.seed)
-        if not learn:
-            raise DataError(f"--images: {len(pairs)} pictures are too few")
-        rivals = _rivals(options, teacher, student, bank, pairs, hashes, compare, progress)
+        learn, compare = _parts(options, pairs)
+        texts = _texts(options, pairs.keep(learn))
+        rivals = _rivals(options, teacher, student, texts, pairs, hashes, compare, progress)
+        towers = _towers(student, teacher, texts)
         rows = _rows(options, teacher, student, pairs.keep(learn), hashes[learn], progress)
     clip.model.to("cpu")  # it has said all: a GPU's memory is the student's
     check_bad(rows.pairs.bad, len(pairs) + len(pairs.bad), options.max_bad, "--images")
     plan = make_plan([Source("--images", rows.pairs, 1.0)], options, fabric.world_size)
     about = _about(options, teacher, rows.pairs, hashes, len(rows.places[0]))
+    if texts:
+        about["texts"] = _about_texts(texts)
     return DistillMaterial(
-        student, Towers(student), teacher.tokenizer_json, teacher.tokenizer, rows.maker, [rows],
+        student, towers, teacher.tokenizer_json, teacher.tokenizer, rows.maker, [rows],
         plan, [about], teacher, bank, rivals,
     )  # fmt: skip
+
+
+def reopen_rivals(options: DistillOptions) -> Rivals | None:
+    """What the student `options.out` and its teacher were compared on, once it is trained; None
+    where that was nothing. The teacher is not asked again for what is kept."""
+    clip, student = open_teacher(options.teacher), create(str(options.out))
+    teacher = _teacher(options, clip, student)
+    with Progress(disable=True) as progress:
+        pairs, hashes = _pictures(options, Console(quiet=True), progress)
+        learn, compare = _parts(options, pairs)
+        texts = _texts(options, pairs.keep(learn))
+        return _rivals(options, teacher, student, texts, pairs, hashes, compare, progress)
+
+
+def _teacher(options: DistillOptions, clip: ClipModel, student: ClipModel) -> Teacher:
+    room = options.cache or options.run
+    view = Augmentation(student.image, options.crop, options.flip, options.rotate, options.jitter)
+    return Teacher(clip, room / "teacher", view, options.seed, options.workers, options.tokenizer)
+
+
+def _parts(options: DistillOptions, pairs: Pairs) -> tuple[list[int], list[int]]:
+    """The rows to learn from, and those to compare on where there is no --val."""
+    learn, compare = list(range(len(pairs))), list[int]()
+    if options.val is None:
+        learn, compare = split(pairs, options.held_out, options.seed)
+    if not learn:
+        raise DataError(f"--images: {len(pairs)} pictures are too few")
+    return learn, compare
 
 
 def _pictures(
@@ -149,11 +178,40 @@ def _bank(options: DistillOptions, teacher: Teacher) -> PromptBank | None:
     return None if labels is None else build_bank(labels, options.templates, teacher.read, "")
 
 
+def _texts(options: DistillOptions, pairs: Pairs) -> Texts | None:
+    """What a text tower of the student's own learns from; None where it has none."""
+    if not options.student_text:
+        return None
+    used = sorted({caption for own in pairs.captions for caption in own})
+    captions = [pairs.texts[caption] for caption in used]
+    return gather_texts(
+        options.texts, options.label_set, captions, options.templates, options.held_out,
+        options.seed,
+    )  # fmt: skip
+
+
+def _towers(student: ClipModel, teacher: Teacher, texts: Texts | None) -> Towers:
+    if texts is None:
+        return Towers(student)
+    tokens = torch.from_numpy(teacher.tokenizer(texts.learn))
+    return TextTowers(student, tokens, torch.from_numpy(teacher.read(texts.learn)))
+
+
+def _about_texts(texts: Texts) -> dict[str, Any]:
+    """What training.json says of the texts that are learned."""
+    return {
+        "learned": len(texts.learn),
+        "compared": len(texts.compare),
+        "held_out": not set(texts.compare) & set(texts.learn),
+        "fingerprint": hashlib.sha256(repr(texts).encode()).hexdigest(),
+    }
+
+
 def _rivals(
     options: DistillOptions,
     teacher: Teacher,
     student: ClipModel,
-    bank: PromptBank | None,
+    texts: Texts | None,
     pairs: Pairs,
     hashes: Digests,
     compare: Sequence[int],
@@ -171,7 +229,10 @@ def _rivals(
         return None
     pairs, places = teacher.see(pairs, hashes, [PLAIN], progress)
     said = teacher.said(places[:, 0])
-    return Rivals(teacher, pairs, said, bank, options.templates, student.image)
+    compared = texts.compare if texts else ()
+    return Rivals(
+        teacher, pairs, said, options.label_set, options.templates, student.image, compared
+    )
 
 
 def _rows(

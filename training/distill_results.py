@@ -2,6 +2,7 @@
 report."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from calibration.pairs import Bad
 from calibration.sections import Report
@@ -42,6 +43,7 @@ class DistillResults(Results):
                 "teacher": options.teacher,
                 "start": self.shown.source,
                 "pictures to learn from": options.data,
+                "text tower": _text_tower(options.student_text, self.record["data"][0]),
                 "prompt bank": options.labels or "none: there were no --labels",
                 "weights": self._weights(),
                 "compared on": str(options.val or (held_out if compared else "nothing")),
@@ -52,3 +54,14 @@ class DistillResults(Results):
             bad=self._all_bad(),
             more=[compared] if compared else [],
         )
+
+
+def _text_tower(wanted: str | None, about: Mapping[str, Any]) -> str:
+    """Whose it is, in words."""
+    if wanted is None:
+        return "the teacher's"
+    texts = about["texts"]
+    return (
+        f"its own ({wanted}), learned from {texts['learned']:,} texts and compared on "
+        f"{texts['compared']:,} {'others' if texts['held_out'] else 'of them'}"
+    )

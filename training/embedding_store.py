@@ -145,11 +145,11 @@ class EmbeddingStore:
         self._rows: list[Rows] = []
         self._index: list[NDArray[Any]] = []
         for shard in self._shards:
-            for kind, into, shape in (
-                ("rows", self._rows, (shard["rows"], self.width)),
-                ("index", self._index, (shard["rows"],)),
+            for kind, into, shape, dtype in (
+                ("rows", self._rows, (shard["rows"], self.width), np.dtype(np.float16)),
+                ("index", self._index, (shard["rows"],), self._type),
             ):
-                into.append(_mapped(self.folder / f"{shard['name']}.{kind}.npy", shape))
+                into.append(_mapped(self.folder / f"{shard['name']}.{kind}.npy", shape, dtype))
         self._starts = np.cumsum([0, *(shard["rows"] for shard in self._shards)])
 
 
@@ -208,11 +208,13 @@ def _save(file: Path, values: NDArray[Any]) -> None:
     beside.replace(file)
 
 
-def _mapped(file: Path, shape: tuple[int, ...]) -> NDArray[Any]:
+def _mapped(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     try:
         found: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
         if found.shape != shape:
             raise ValueError(f"its shape is {found.shape}, not {shape}")
+        if found.dtype != dtype:
+            raise ValueError(f"its type is {found.dtype}, not {dtype}")
     except (OSError, ValueError) as error:
         raise DataError(f"{file} is damaged: {error}; delete its folder") from error
     return np.asarray(found)  # a plain array over the same pages: rows are taken faster

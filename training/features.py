@@ -26,6 +26,7 @@ from calibration.pairs import Bad, Pairs
 from runtime.errors import DataError, FrameError
 from runtime.frames import Frame
 
+from .batches import begin_worker
 from .evaluate import normalise
 from .fold import folded
 from .model import ClipModel
@@ -221,7 +222,13 @@ class FeatureStore:
     def _batches(self, pairs: Pairs) -> Iterator[tuple[int, list[Frame | None]]]:
         """Some pictures' views at a time, and the row of the first."""
         views = _Views(pairs, self.reader, self.views, self.seed)
-        loader = DataLoader(views, batch_size=BATCH, num_workers=self.workers, collate_fn=_as_it_is)
+        loader = DataLoader(
+            views,
+            batch_size=BATCH,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=begin_worker,
+        )
         for number, batch in enumerate(loader):
             for item in batch:
                 if isinstance(item, DataError):

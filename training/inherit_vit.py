@@ -44,14 +44,14 @@ def inherit_vit(small: Any, large: Any) -> str:
     says in words what was taken over."""
     given: Weights = {k: v.detach().cpu().float() for k, v in large.state_dict().items()}
     width, old_width = (_shape(tower)["width"] for tower in (small, large))
-    layers = _even(_shape(large)["layers"], _shape(small)["layers"])
-    channels = _most(_stream(given), width)
+    layers = even_layers(_shape(large)["layers"], _shape(small)["layers"])
+    channels = largest(written(given), width)
     made: Weights = {}
     for name in small.state_dict():
         if not _LAYER.search(name):
             made[name] = _outside(name, given[name], channels, old_width)
     for own, old in enumerate(layers):
-        made |= _layer(given, old, own, small, channels)
+        made |= take_layer(given, old, own, small, channels)
     made["positional_embedding"] = _positions(made["positional_embedding"], small)
     small.load_state_dict(made)
     return f"{len(layers)} of {_shape(large)['layers']} layers, {width} of {old_width} channels"
@@ -67,20 +67,20 @@ def _shape(tower: Any) -> dict[str, int]:
     }
 
 
-def _even(count: int, wanted: int) -> list[int]:
+def even_layers(count: int, wanted: int) -> list[int]:
     """`wanted` of the numbers below `count`, the first and the last among them."""
     if wanted == 1:
         return [count - 1]
     return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
 
 
-def _stream(given: Weights) -> Tensor:
+def written(given: Weights) -> Tensor:
     """How much each channel of the residual stream is written to, over all layers [width]."""
     writers = [v for k, v in given.items() if k.endswith(("out_proj.weight", "c_proj.weight"))]
     return torch.stack([v.square().sum(dim=1) for v in writers]).sum(dim=0)
 
 
-def _most(weights: Tensor, count: int) -> Tensor:
+def largest(weights: Tensor, count: int) -> Tensor:
     """The places of the `count` largest, in their order."""
     return weights.topk(count).indices.sort().values
 
@@ -93,7 +93,7 @@ def _outside(name: str, value: Tensor, channels: Tensor, width: int) -> Tensor:
     return value.index_select(axis, channels)
 
 
-def _layer(given: Weights, old: int, own: int, small: Any, channels: Tensor) -> Weights:
+def take_layer(given: Weights, old: int, own: int, small: Any, channels: Tensor) -> Weights:
     """Layer `old` of the given weights, as layer `own` of the small tower."""
     prefix, new = f"transformer.resblocks.{old}.", f"transformer.resblocks.{own}."
     values = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
@@ -101,9 +101,9 @@ def _layer(given: Weights, old: int, own: int, small: Any, channels: Tensor) -> 
     size = shape["width"] // shape["heads"]
     out = values["attn.out_proj.weight"]
     by_head = out.square().sum(dim=0).view(-1, size).sum(dim=1)
-    heads = (_most(by_head, shape["heads"])[:, None] * size + torch.arange(size)).flatten()
+    heads = (largest(by_head, shape["heads"])[:, None] * size + torch.arange(size)).flatten()
     fc, proj = values["mlp.c_fc.weight"], values["mlp.c_proj.weight"]
-    hidden = _most(fc.square().sum(dim=1) * proj.square().sum(dim=0), shape["hidden"])
+    hidden = largest(fc.square().sum(dim=1) * proj.square().sum(dim=0), shape["hidden"])
     three = torch.cat([heads + part * out.shape[1] for part in range(3)])  # queries, keys, values
     rows = {
         "attn.in_proj_weight": three, "attn.in_proj_bias": three,

@@ -21,7 +21,7 @@ EVERY = 10  # steps between two rows
 SHOWN = (
     "top1", "top5", "guard_top1",
     "image_to_text_r1", "image_to_text_r10", "text_to_image_r1", "text_to_image_r10",
-    "agreement", "teacher_cosine",
+    "agreement", "teacher_cosine", "text_cosine",
 )  # fmt: skip
 
 
@@ -80,7 +80,10 @@ class RunLog:
     def epoch(self, number: int, figures: dict[str, Any]) -> None:
         """Notes what an epoch that ended at step `number` has reached."""
         shown = {name: figures[name] for name in SHOWN if name in figures}
-        shares = [f"{name.replace('_', ' ')} {v:.1%}" for name, v in shown.items()]
+        shares = [
+            f"{name.replace('_', ' ')} " + (f"{v:.3f}" if name.endswith("cosine") else f"{v:.1%}")
+            for name, v in shown.items()
+        ]
         self.say("  ".join([f"epoch {figures['epoch']}  loss {figures['loss']:.4g}", *shares]))
         self._write_board("epoch", figures, number)
         self._last, self._pairs = time.perf_counter(), 0

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,14 @@ def create(name: str, pretrained: str | None = None, seed: int = 0) -> ClipModel
         _register_config(path)
         return _from_name(path.stem, pretrained)
     return _from_name(name, pretrained)
+
+
+def create_from(config: Mapping[str, Any], name: str, seed: int = 0) -> ClipModel:
+    """Makes a model of an open_clip config, with random weights. Raises DataError."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{name}.json"
+        file.write_text(json.dumps(config), encoding="utf-8")
+        return create(str(file), seed=seed)
 
 
 def _from_folder(folder: Path) -> ClipModel:

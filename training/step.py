@@ -16,7 +16,7 @@ from .distill_objective import DistillObjective
 from .objective import Objective, accuracy
 from .towers import Embeddings
 
-_ROWS = ("image", "text", "classes")  # what has a row for each pair
+_ROWS = ("image", "text", "classes", "words", "said")  # what has a row for each pair
 
 
 @dataclass(frozen=True)

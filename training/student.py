@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import json
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -12,21 +10,28 @@ from runtime.errors import DataError
 
 from .distill_options import DistillOptions
 from .inherit import is_family
-from .model import ClipModel, create
+from .model import ClipModel, create, create_from
 from .start import load_backbone
+from .student_text import fill_text, has_own_text, text_config
 
 _IMAGE = "visual."
 
 
 def make_student(options: DistillOptions, teacher: ClipModel) -> ClipModel:
     """The student's image tower, of the teacher's embedding width, behind a copy of its text tower
-    and its scale, both locked: a whole CLIP. Raises DataError for what does not go together.
+    and its scale, both locked: a whole CLIP. With `--student-text` the text tower is smaller, and
+    left to be unlocked. Raises DataError for what does not go together.
 
     Its first weights are a checkpoint's, where `--student` is one; those of `--init-image`; or
     random, and then it sees pictures normalised as the teacher does.
     """
     own = _chosen(options)
-    clip = _locked(_take_over(_behind(own, teacher, options.seed), own))
+    if options.student_text is None and has_own_text(options.student):
+        raise DataError(
+            f"--student {options.student} has a text tower of its own: add --student-text "
+            f"{options.student} to go on with it"
+        )
+    clip = _locked(_take_over(_behind(own, teacher, options), own))
     if options.init_image:
         return load_backbone(clip, options.init_image)
     if own.source != "random weights":
@@ -60,21 +65,28 @@ def _chosen(options: DistillOptions) -> ClipModel:
     return create(model, tag, options.seed)
 
 
-def _behind(own: ClipModel, teacher: ClipModel, seed: int) -> ClipModel:
+def _behind(own: ClipModel, teacher: ClipModel, options: DistillOptions) -> ClipModel:
     """A model with the image tower's configuration of `own` and the rest of the teacher's."""
-    config = copy.deepcopy(teacher.config) | {"vision_cfg": copy.deepcopy(own.config["vision_cfg"])}
+    config = copy.deepcopy(teacher.config) | {
+        "vision_cfg": copy.deepcopy(own.config["vision_cfg"]),
+        "text_cfg": text_config(options.student_text, teacher),
+    }
     quick = [bool(clip.config.get("quick_gelu")) for clip in (own, teacher)]
     if quick[0] != quick[1] and own.source != "random weights":
         raise DataError(
             f"--student {own.name} was trained {'with' if quick[0] else 'without'} quick_gelu, its "
             "teacher was not: take another student or its architecture alone"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{own.name}-of-{teacher.name}.json"
-        file.write_text(json.dumps(config), encoding="utf-8")
-        made = create(str(file), seed=seed)
-    rest = {k: v for k, v in teacher.model.state_dict().items() if not k.startswith(_IMAGE)}
+    made = create_from(config, f"{own.name}-of-{teacher.name}", options.seed)
+    kept = "logit_" if options.student_text else ""
+    rest = {
+        k: v
+        for k, v in teacher.model.state_dict().items()
+        if not k.startswith(_IMAGE) and k.startswith(kept)
+    }
     made.model.load_state_dict(rest, strict=False)
+    if options.student_text:
+        fill_text(made, options.student_text, teacher)
     fresh = frozenset(name for name in made.fresh if name.startswith(_IMAGE))
     # Pictures are cut to the model's shape as the teacher's are: it saw the same view of them.
     image = msgspec.structs.replace(own.image, fit=teacher.image.fit, fill=teacher.image.fill)

@@ -21,6 +21,8 @@ from runtime.manifest import ImageSpec
 from runtime.tokenizer import Tokenizer
 
 from .augment import Augmentation
+from .batches import begin_worker
+from .coca import as_clip
 from .distill_images import left_out, text_digests
 from .embedding_store import Digests, EmbeddingStore
 from .evaluate import normalise, text_encoder
@@ -31,11 +33,13 @@ from .text import text_side
 from .views import FIELDS, PLAIN, apply_view, draw_view
 
 BATCH = 32  # views at a time
+ROUNDED = 0.01  # by which 16 bits change a length of 1 at most
 _OF_TEXT = ("text_cfg", "embed_dim", "custom_text", "quick_gelu")
 
 
 def open_teacher(name: str) -> ClipModel:
-    """A checkpoint folder, or an open_clip model, MODEL or MODEL:TAG. Raises DataError."""
+    """A checkpoint folder, or an open_clip model, MODEL or MODEL:TAG; of a CoCa the two towers.
+    Raises DataError."""
     if Path(name).expanduser().is_dir():
         clip = create(name)
     else:
@@ -46,9 +50,7 @@ def open_teacher(name: str) -> ClipModel:
             f"--teacher {name}: its weights are random, there is nothing to learn from it; name "
             "them as MODEL:TAG (open_clip's list_pretrained), or give a checkpoint folder"
         )
-    if "multimodal_cfg" in clip.config:
-        raise DataError(f"--teacher {name} is a CoCa model: those cannot teach yet, use a CLIP")
-    return clip
+    return as_clip(clip)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +213,7 @@ class Teacher:
 
     def said(self, places: NDArray[np.int64]) -> Floats:
         """The unit embeddings of views [n] by their places, float32 [n, D]."""
-        return _unit(self.images.rows(places))
+        return _unit(self.images, places)
 
     def read(self, texts: Sequence[str]) -> Floats:
         """The unit embeddings of texts, float32 [T, D]; what is not there is computed."""
@@ -231,17 +233,27 @@ class Teacher:
                     none = np.empty((len(rows), 0), np.float32)
                     store.add(digests[rows], np.zeros(len(rows), np.int64), none, found)
             places = self._texts.find(digests, [0])[:, 0]
-        return _unit(self._texts.rows(places))
+        return _unit(self._texts, places)
 
 
-def _unit(rows: Floats) -> Floats:
-    """Rows that 16 bits have rounded, of length 1 again."""
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+def _unit(store: EmbeddingStore, places: NDArray[np.int64]) -> Floats:
+    """Rows that 16 bits have rounded, of length 1 again. Raises DataError where one was none."""
+    rows = store.rows(places)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not (abs(lengths - 1) < ROUNDED).all():
+        raise DataError(f"{store.folder} is damaged: it has rows that are no embeddings; delete it")
+    return np.asarray(rows / lengths, np.float32)
 
 
 def _batches(views: _Missing, workers: int) -> Iterator[list[Views]]:
     """The views of as many pictures as make a batch; what cannot be read is not among them."""
-    loader = DataLoader(views, batch_size=None, collate_fn=_as_it_is, num_workers=workers)
+    loader = DataLoader(
+        views,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        worker_init_fn=begin_worker,
+    )
     batch: list[Views] = []
     for own in loader:
         if own is not None:

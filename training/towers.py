@@ -11,13 +11,17 @@ from .model import ClipModel
 
 class Embeddings(NamedTuple):
     """The outputs for n pairs: unit rows float32 [n, D], the inverse temperature, the bias of a
-    sigmoid model, and the scores of the classes [n, C], of the training's own classifier."""
+    sigmoid model, and the scores of the classes [n, C], of the training's own classifier. In a
+    distillation of the text tower also `words`, of as many texts, and what the teacher has `said`
+    of them."""
 
     image: Tensor
     text: Tensor
     scale: Tensor
     bias: Tensor | None
     classes: Tensor | None
+    words: Tensor | None = None
+    said: Tensor | None = None
 
 
 class Towers(nn.Module):
