@@ -31,8 +31,9 @@ class Range:
     from them on average [C], by the layer's name, for their biases to give back.
 
     `exact` asks for steps of EXACT_BITS significant bits, of the weights too, and for biases in
-    multiples of the two steps' product. Sums of products are then numbers that float32 holds, in
-    whatever order they are added: the same int8 comes out of every engine.
+    multiples of the two steps' product. Sums below 2^18 such products, as those of trained layers
+    are, are then numbers that float32 holds, in whatever order they are added: the same int8 comes
+    out of every engine.
     """
 
     threshold: float

@@ -3,6 +3,7 @@
 The options are the fields of DistillOptions: the command is made from them.
 """
 
+import dataclasses
 import inspect
 import json
 from pathlib import Path
@@ -58,6 +59,9 @@ def distill(**chosen: Any) -> None:
         from .budget import best_of
 
         options = best_of(names, options, run, console)
+    if trials:  # they, and the bundle's report, ask the teacher once
+        cache = options.cache or options.out.with_name(options.out.name + ".teacher")
+        options = dataclasses.replace(options, cache=cache)
     record = _searched(options, trials, over) if trials else run(options, quiet=as_json)
     if not is_first_process():
         return
@@ -107,7 +111,7 @@ def _searched(options: DistillOptions, trials: int, over: str) -> dict[str, Any]
         {} if trained else create(options.student).config,
         lambda own, told: run(own, quiet=True, told=told),
         model_option="student",
-        fixed={"cache": options.cache or options.out.with_name(options.out.name + ".teacher")},
+        fixed={"cache": options.cache},
     )
 
 

@@ -199,6 +199,14 @@ def test_inherit_says_why_not(checkpoint: Path, unlabelled: Path, tmp_path: Path
         distill(chosen, quiet=True)
 
 
+def test_a_trained_student_cannot_inherit(
+    checkpoint: Path, unlabelled: Path, tmp_path: Path
+) -> None:
+    chosen = options(checkpoint, checkpoint, unlabelled, tmp_path / "out", inherit=True)
+    with pytest.raises(DataError, match="--inherit begins with the teacher's weights, but"):
+        distill(chosen, quiet=True)
+
+
 @pytest.mark.slow
 def test_the_command_makes_a_bundle_of_the_student(
     checkpoint: Path,

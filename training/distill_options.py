@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from runtime.errors import DataError
 from runtime.label_sets import LabelSet, read_labels
 
+from .distill_texts import read_lines
 from .options import DATA, MODEL, STEPS, TrainOptions, _option
 
 VIEWS, LOSSES = "The teacher's views", "Losses"
@@ -45,7 +46,8 @@ class DistillOptions(TrainOptions):
         bool | None,
         _option(
             MODEL,
-            "Begin with the teacher's weights (default: where both are ViTs of one family).",
+            "Begin with the teacher's weights (default: where the student is a smaller ViT or a "
+            "narrower CNN of its kind).",
             "--inherit/--no-inherit",
         ),
     ] = None
@@ -153,6 +155,8 @@ class DistillOptions(TrainOptions):
             )
         if self.texts and not self.student_text:
             raise DataError("--texts are for a text tower of the student's own: add --student-text")
+        if self.texts:
+            read_lines(self.texts)  # before the pictures are gone through
 
     @property
     def is_compared(self) -> bool:

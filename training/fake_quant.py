@@ -6,8 +6,9 @@ to multiples of the two steps' product, all as `calibration.quantize` writes it.
 the rounding as if it were not there; where the input is clipped it passes to the step alone.
 
 Steps have few significant bits. A layer's products, its bias and their sums are then numbers that
-float32 holds, and the order in which an engine adds them changes nothing. Otherwise a few values
-in a million, next to the middle between two integers, are rounded up here and down there; a network
+float32 holds, and the order in which an engine adds them changes nothing, as long as a sum stays
+below 2^18 times the product of the two steps, as it does in trained layers. Else a few values in a
+million, next to the middle between two integers, are rounded up here and down there; a network
 with many layers multiplies that, and trained model and file differ by as much as int8 does from
 float.
 

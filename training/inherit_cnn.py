@@ -19,6 +19,7 @@ PICTURES = 128  # to fit the layers on
 _PLACES = 32  # of each picture's feature map, drawn at random
 _BATCH = 32
 _RIDGE = 3e-3  # of the inputs' mean variance: how far a layer is held to what it would inherit
+_LEAST = 1e-6
 _TRUNK = "EfficientNet"  # of timm: also MobileNet V1 and V2, MNASNet, and others
 
 Told = Callable[[float], None]
@@ -68,8 +69,22 @@ def _layers(tower: Any) -> list[_Layer]:
             if not layers:
                 return []
             found, stream = found + layers, layers[-1].writes
-    found.append(_Layer("trunk.conv_head", "trunk.bn2", stream, "features"))
-    return [*found, _Layer("head.proj", "", "features", "embedding")]
+    if not isinstance(trunk.conv_head, nn.Identity):
+        found.append(_Layer("trunk.conv_head", "trunk.bn2", stream, "features"))
+        stream = "features"
+    found.append(_Layer("head.proj", "", stream, "embedding"))
+    return found if all(_is_known(tower, layer) for layer in found) else []
+
+
+def _is_known(tower: Any, layer: _Layer) -> bool:
+    """Whether a layer is a Linear, or a dense or depthwise convolution; its norm a batch norm."""
+    module = tower.get_submodule(layer.name)
+    if layer.norm and not isinstance(tower.get_submodule(layer.norm), nn.BatchNorm2d):
+        return False
+    if not isinstance(module, nn.Conv2d):
+        return isinstance(module, nn.Linear)
+    depthwise = module.groups == module.in_channels == module.out_channels > 1
+    return module.groups == 1 or (depthwise and module.kernel_size != (1, 1))
 
 
 def _block(where: str, block: Any, reads: str, stage: str) -> list[_Layer]:
@@ -86,6 +101,8 @@ def _block(where: str, block: Any, reads: str, stage: str) -> list[_Layer]:
         case _:
             return []
     layers.append(_Layer(f"{where}.conv_dw", deep, hidden, hidden))
+    if not isinstance(block.se, nn.Identity) and not hasattr(block.se, "conv_reduce"):
+        return []
     if hasattr(block.se, "conv_reduce"):
         layers.append(_Layer(f"{where}.se.conv_reduce", "", hidden, f"{where} gate"))
         layers.append(_Layer(f"{where}.se.conv_expand", "", f"{where} gate", hidden))
@@ -100,7 +117,7 @@ def _block(where: str, block: Any, reads: str, stage: str) -> list[_Layer]:
 def inherit_cnn(small: Any, large: Any, pictures: Tensor, told: Told = lambda _: None) -> str:
     """Fills a student's image tower, `is_narrower` than its teacher's, by what they compute in eval
     mode of `pictures`, float32 [N, 3, H, W]; says in words what was taken over. `told` hears the
-    share that is done."""
+    share that is done. Both towers and the pictures are on the CPU."""
     small.eval()
     large.eval()
     layers = _layers(small)
@@ -124,7 +141,8 @@ def inherit_cnn(small: Any, large: Any, pictures: Tensor, told: Told = lambda _:
         _set_norm(own, small.get_submodule(layer.norm or layer.name), made, mean)
         told((number + 1) / len(layers))
     kept, whole = (sum(m.shape[side] for m in maps.values()) for side in (1, 0))
-    return f"{kept:,} of {whole:,} channels, fitted on {len(pictures)} pictures"
+    looked = f"{len(pictures)} picture{'s' * (len(pictures) != 1)}"
+    return f"{kept:,} of {whole:,} channels, fitted on {looked}"
 
 
 class _Seen(NamedTuple):
@@ -184,13 +202,13 @@ def _maps(
         width = len(small.get_submodule(layer.name).weight)
         if layer.block:
             blocks = [other.block for other in layers if other.writes == layer.writes]
-            spread = torch.cov(torch.cat([seen.outputs[block] for block in blocks]).double().T)
+            rows = torch.cat([seen.outputs[block] for block in blocks]).double()
+            spread = torch.cov(rows.T, correction=0)
             maps[layer.writes] = torch.linalg.eigh(spread).eigenvectors[:, -width:]
         elif reader := readers.get(layer.writes):
-            weight = large.get_submodule(reader).weight.double().transpose(0, 1)
-            matters = seen.inputs[reader].double().square().mean(0) * weight.flatten(
-                1
-            ).square().sum(1)
+            weights = large.get_submodule(reader).weight.double().transpose(0, 1).flatten(1)
+            gets = seen.inputs[reader].double().square().mean(0)
+            matters = gets * weights.square().sum(1)
             kept = matters.topk(width).indices.sort().values
             maps[layer.writes] = torch.eye(len(matters), dtype=torch.float64)[:, kept]
         else:  # the embedding
@@ -230,8 +248,10 @@ def _fit(
     rows = inputs[layer.name].double()
     centred, wanted = rows - rows.mean(0), target - target.mean(0)
     squares = centred.T @ centred
-    ridge = _RIDGE * squares.diagonal().mean() * torch.eye(len(squares), dtype=torch.float64)
-    fitted = torch.linalg.solve(squares + ridge, centred.T @ wanted + ridge @ weight.T)
+    # What does not vary, as pictures of one scene do not, leaves a layer as it would inherit it.
+    ridge = _RIDGE * squares.diagonal().mean() + _LEAST
+    even = ridge * torch.eye(len(squares), dtype=torch.float64)
+    fitted = torch.linalg.solve(squares + even, centred.T @ wanted + ridge * weight.T)
     own = small.get_submodule(layer.name)
     own.weight.copy_(fitted.T.reshape(own.weight.shape))
     return rows @ fitted, target.mean(0)
@@ -246,6 +266,6 @@ def _set_norm(layer: Any, norm: Any, made: Tensor, mean: Tensor) -> None:
             layer.bias.copy_(mean - made.mean(0))
         return
     norm.running_mean.copy_(made.mean(0))
-    norm.running_var.copy_(made.var(0))
-    norm.weight.copy_((made.var(0) + norm.eps).sqrt())
+    norm.running_var.copy_(made.var(0, correction=0))
+    norm.weight.copy_((made.var(0, correction=0) + norm.eps).sqrt())
     norm.bias.copy_(mean)

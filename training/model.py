@@ -80,7 +80,7 @@ def create(name: str, pretrained: str | None = None, seed: int = 0) -> ClipModel
 def create_from(config: Mapping[str, Any], name: str, seed: int = 0) -> ClipModel:
     """Makes a model of an open_clip config, with random weights. Raises DataError."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{name}.json"
+        file = Path(folder) / f"{name.replace('/', '-')}.json"
         file.write_text(json.dumps(config), encoding="utf-8")
         return create(str(file), seed=seed)
 

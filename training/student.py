@@ -43,7 +43,14 @@ def make_student(options: DistillOptions, teacher: ClipModel) -> ClipModel:
 def is_heir(options: DistillOptions, student: ClipModel, teacher: ClipModel) -> bool:
     """Whether the student is to begin with its teacher's weights. Raises DataError where it cannot,
     and `--inherit` says that it must."""
-    if options.inherit is False or student.source != "random weights":
+    if options.inherit is False:
+        return False
+    if student.source != "random weights":
+        if options.inherit:
+            raise DataError(
+                f"--inherit begins with the teacher's weights, but {student.name} has others "
+                f"({student.source}): leave out --inherit, or take an architecture without weights"
+            )
         return False
     if is_family(student, teacher):
         return True

@@ -75,7 +75,7 @@ def _size(wanted: str, teacher: ClipModel) -> tuple[int, int]:
 def _of_folder(folder: str, teacher: ClipModel) -> dict[str, Any]:
     own, other = create(folder).config, teacher.config
     differ = [n for n in _SAME if own["text_cfg"].get(n) != other["text_cfg"].get(n)]
-    differ += [n for n in ("embed_dim",) if own[n] != other[n]]
+    differ += [n for n in ("embed_dim", "quick_gelu") if own.get(n, 0) != other.get(n, 0)]
     if differ:
         raise DataError(
             f"--student-text {folder} does not go with {teacher.name}: {', '.join(differ)} differ"
@@ -92,6 +92,13 @@ def fill_text(clip: ClipModel, wanted: str, teacher: ClipModel) -> None:
         return
     given = {k: v.detach().cpu().float() for k, v in _tower(teacher).state_dict().items()}
     made = _chosen(given, own, len(_tower(teacher).transformer.resblocks))
+    prefix = "" if own is clip.model else "text."
+    names = {name.removeprefix(prefix) for group in text_groups(clip.model) for name in group}
+    if lacking := sorted(names - made.keys()):
+        raise DataError(
+            f"--student-text: the text tower of {teacher.name} has parts that cannot be made "
+            f"smaller: {', '.join(lacking)}"
+        )
     own.load_state_dict(made, strict=False)
 
 
