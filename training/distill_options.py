@@ -10,7 +10,7 @@ from runtime.errors import DataError
 from runtime.label_sets import LabelSet, read_labels
 
 from .distill_texts import read_lines
-from .options import DATA, MODEL, STEPS, TrainOptions, _option
+from .options import DATA, MODEL, STEPS, TrainOptions, option
 
 VIEWS, LOSSES = "The teacher's views", "Losses"
 # What a distillation has of the options of TrainOptions; the others keep their defaults.
@@ -36,15 +36,15 @@ class DistillOptions(TrainOptions):
     data: str = ""
     model: str = ""
     teacher: Annotated[
-        str, _option(MODEL, "Whom to learn from: open_clip MODEL:TAG, or a checkpoint folder.")
+        str, option(MODEL, "Whom to learn from: open_clip MODEL:TAG, or a checkpoint folder.")
     ]
     student: Annotated[
         str,
-        _option(MODEL, "open_clip model (MODEL or MODEL:TAG), preset, config (.json) or folder."),
+        option(MODEL, "open_clip model (MODEL or MODEL:TAG), preset, config (.json) or folder."),
     ] = ""
     inherit: Annotated[
         bool | None,
-        _option(
+        option(
             MODEL,
             "Begin with the teacher's weights (default: where the student is a smaller ViT or a "
             "narrower CNN of its kind).",
@@ -53,7 +53,7 @@ class DistillOptions(TrainOptions):
     ] = None
     student_text: Annotated[
         str | None,
-        _option(
+        option(
             MODEL,
             "Give the student a smaller text tower of its own: LAYERS or LAYERSxWIDTH of its "
             "teacher's (2x256), or a student's folder (default: the teacher's, as it is).",
@@ -61,58 +61,58 @@ class DistillOptions(TrainOptions):
     ] = None
     images: Annotated[
         tuple[Path, ...],
-        _option(
+        option(
             DATA,
             "Folder, picture, video or table (its captions are used, labels are not); repeatable.",
         ),
     ]
     labels: Annotated[
         str | None,
-        _option(DATA, "Labels of the prompt bank, for soft labels: a,b,c or a file."),
+        option(DATA, "Labels of the prompt bank, for soft labels: a,b,c or a file."),
     ] = None
     texts: Annotated[
         Path | None,
-        _option(
+        option(
             DATA,
             "With --student-text: words or sentences that it learns beside --labels and captions, "
             "one a line; each as it is and in the templates.",
         ),
     ] = None
-    fps: Annotated[float, _option(DATA, "Frames a second that are taken of a video.")] = 1.0
+    fps: Annotated[float, option(DATA, "Frames a second that are taken of a video.")] = 1.0
     held_out: Annotated[
-        float, _option(DATA, "Without --val: share of the pictures to compare the two on.")
+        float, option(DATA, "Without --val: share of the pictures to compare the two on.")
     ] = 0.1
 
     views: Annotated[
-        int, _option(VIEWS, "Random views of each picture that the teacher is asked about.")
+        int, option(VIEWS, "Random views of each picture that the teacher is asked about.")
     ] = 4
     crop: Annotated[
-        float, _option(VIEWS, "Smallest share of a picture that a view keeps; 1 is no crop.")
+        float, option(VIEWS, "Smallest share of a picture that a view keeps; 1 is no crop.")
     ] = 0.5
-    flip: Annotated[bool, _option(VIEWS, "Mirror half of the views.")] = True
-    rotate: Annotated[float, _option(VIEWS, "Largest random rotation, degrees.")] = 0.0
-    jitter: Annotated[float, _option(VIEWS, "Random brightness, contrast, saturation: 0 to 1.")] = (
+    flip: Annotated[bool, option(VIEWS, "Mirror half of the views.")] = True
+    rotate: Annotated[float, option(VIEWS, "Largest random rotation, degrees.")] = 0.0
+    jitter: Annotated[float, option(VIEWS, "Random brightness, contrast, saturation: 0 to 1.")] = (
         0.2
     )
 
     embedding: Annotated[
-        float, _option(LOSSES, "Weight of the cosine with the teacher's embedding.")
+        float, option(LOSSES, "Weight of the cosine with the teacher's embedding.")
     ] = 1.0
     affinity: Annotated[
-        float, _option(LOSSES, "Weight of affinity mimicking: what is like what.")
+        float, option(LOSSES, "Weight of affinity mimicking: what is like what.")
     ] = 1.0
     soft_labels: Annotated[
-        float, _option(LOSSES, "Weight of the teacher's scores over --labels.")
+        float, option(LOSSES, "Weight of the teacher's scores over --labels.")
     ] = 1.0
     contrast: Annotated[
-        float, _option(LOSSES, "Weight of the contrast with captions, where there are any.")
+        float, option(LOSSES, "Weight of the contrast with captions, where there are any.")
     ] = 0.2
     temperature: Annotated[
-        float, _option(LOSSES, "By which the scores over --labels are softened.")
+        float, option(LOSSES, "By which the scores over --labels are softened.")
     ] = 1.0
 
-    epochs: Annotated[int, _option(STEPS, "Passes over the pictures.")] = 20
-    lr: Annotated[float, _option(STEPS, "Largest learning rate.")] = 1e-3
+    epochs: Annotated[int, option(STEPS, "Passes over the pictures.")] = 20
+    lr: Annotated[float, option(STEPS, "Largest learning rate.")] = 1e-3
 
     def __post_init__(self) -> None:
         images = tuple(Path(source).expanduser() for source in self.images)

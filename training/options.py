@@ -33,7 +33,8 @@ _LEAST = {
 FREE_ON_RESUME = ("force", "resume", "workers", "checkpoint_every", "cache")
 
 
-def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
+def option(panel: str, text: str, *names: str, **more: Any) -> Any:
+    """An option of the command line, under the heading `panel` of its help."""
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
@@ -55,16 +56,16 @@ class TrainOptions:
 
     mix: Annotated[
         tuple[str, ...],
-        _option(
+        option(
             DATA,
             "SOURCE=WEIGHT: further data. Pairs are drawn by weight, whatever the sizes; DATA's "
             "is 1.",
         ),
     ] = ()
-    val: Annotated[Path | None, _option(DATA, "Validation data, a table or a folder.")] = None
+    val: Annotated[Path | None, option(DATA, "Validation data, a table or a folder.")] = None
     templates: Annotated[
         tuple[str, ...],
-        _option(
+        option(
             DATA,
             "Text with {}, or a file of them; repeatable (default: the model's own, else "
             f"{DEFAULT_TEMPLATES[0]!r}).",
@@ -72,113 +73,107 @@ class TrainOptions:
         ),
     ] = ()
     cache: Annotated[
-        Path | None, _option(DATA, "Folder that keeps resized pictures: decode once.")
+        Path | None, option(DATA, "Folder that keeps resized pictures: decode once.")
     ] = None
-    workers: Annotated[int, _option(DATA, "Processes that decode pictures.")] = 2
+    workers: Annotated[int, option(DATA, "Processes that decode pictures.")] = 2
     epoch_size: Annotated[
-        int | None, _option(DATA, "Pairs an epoch, for shards (default: all of them).")
+        int | None, option(DATA, "Pairs an epoch, for shards (default: all of them).")
     ] = None
     resampled: Annotated[
-        bool, _option(DATA, "Draw shards with replacement instead of each once an epoch.")
+        bool, option(DATA, "Draw shards with replacement instead of each once an epoch.")
     ] = False
-    max_bad: Annotated[float, _option(DATA, "Stop if more than this share is unusable.")] = 0.01
+    max_bad: Annotated[float, option(DATA, "Stop if more than this share is unusable.")] = 0.01
     crop: Annotated[
-        float, _option(DATA, "Smallest share of a picture that a random crop keeps; 1 is no crop.")
+        float, option(DATA, "Smallest share of a picture that a random crop keeps; 1 is no crop.")
     ] = 0.9
     flip: Annotated[
-        bool, _option(DATA, "Mirror half of the pictures, but for captions with left or right.")
+        bool, option(DATA, "Mirror half of the pictures, but for captions with left or right.")
     ] = False
-    rotate: Annotated[float, _option(DATA, "Largest random rotation, degrees.")] = 0.0
-    jitter: Annotated[float, _option(DATA, "Random brightness, contrast, saturation: 0 to 1.")] = (
-        0.0
-    )
-    captions: Annotated[int, _option(DATA, "Captions of a picture in each step.")] = 1
-    token_drop: Annotated[float, _option(DATA, "Share of caption tokens left out at random.")] = 0.0
+    rotate: Annotated[float, option(DATA, "Largest random rotation, degrees.")] = 0.0
+    jitter: Annotated[float, option(DATA, "Random brightness, contrast, saturation: 0 to 1.")] = 0.0
+    captions: Annotated[int, option(DATA, "Captions of a picture in each step.")] = 1
+    token_drop: Annotated[float, option(DATA, "Share of caption tokens left out at random.")] = 0.0
 
     model: Annotated[
-        str, _option(MODEL, "open_clip model, a preset, a config (.json), or a checkpoint folder.")
+        str, option(MODEL, "open_clip model, a preset, a config (.json), or a checkpoint folder.")
     ] = "ViT-B-32"
     init: Annotated[
-        str | None, _option(MODEL, "Weights to start from: an open_clip tag, or a folder.")
+        str | None, option(MODEL, "Weights to start from: an open_clip tag, or a folder.")
     ] = None
     init_image: Annotated[
-        Path | None, _option(MODEL, "Weights of the timm image backbone (.safetensors).")
+        Path | None, option(MODEL, "Weights of the timm image backbone (.safetensors).")
     ] = None
     tokenizer: Annotated[
-        Path | None, _option(MODEL, "tokenizer.json, for models that need their own.")
+        Path | None, option(MODEL, "tokenizer.json, for models that need their own.")
     ] = None
-    lock_image: Annotated[bool, _option(MODEL, "Keep the image tower as it is.")] = False
+    lock_image: Annotated[bool, option(MODEL, "Keep the image tower as it is.")] = False
     unlock_image: Annotated[
-        int, _option(MODEL, "With --lock-image: train its last N groups of layers.")
+        int, option(MODEL, "With --lock-image: train its last N groups of layers.")
     ] = 0
     lock_text: Annotated[
         bool | None,
-        _option(
+        option(
             MODEL,
             "Keep the text tower as it is (default: for labels and a trained start).",
             "--lock-text/--no-lock-text",
         ),
     ] = None
     unlock_text: Annotated[
-        int, _option(MODEL, "With --lock-text: train its last N groups of layers.")
+        int, option(MODEL, "With --lock-text: train its last N groups of layers.")
     ] = 0
     freeze_bn: Annotated[
-        bool, _option(MODEL, "Keep the statistics of batch normalisation as they are.")
+        bool, option(MODEL, "Keep the statistics of batch normalisation as they are.")
     ] = False
     views: Annotated[
         int,
-        _option(MODEL, "Augmented views of a picture whose locked features are cached."),
+        option(MODEL, "Augmented views of a picture whose locked features are cached."),
     ] = 1
 
-    loss: Annotated[LossName, _option(LOSS, "auto: siglip for models with a bias, else clip.")] = (
+    loss: Annotated[LossName, option(LOSS, "auto: siglip for models with a bias, else clip.")] = (
         "auto"
     )
     margin: Annotated[
-        float | None, _option(LOSS, "Of triplet: in cosine (0.2); of margin: a distance (1.2).")
+        float | None, option(LOSS, "Of triplet: in cosine (0.2); of margin: a distance (1.2).")
     ] = None
-    mining: Annotated[Mining, _option(LOSS, "Negatives of the triplet loss.")] = "hardest"
-    alpha: Annotated[float, _option(LOSS, "Share of itc's soft targets.")] = 0.4
-    queue: Annotated[int, _option(LOSS, "Length of itc's feature queue.")] = 4096
-    momentum: Annotated[float, _option(LOSS, "Of itc's momentum encoders.")] = 0.995
+    mining: Annotated[Mining, option(LOSS, "Negatives of the triplet loss.")] = "hardest"
+    alpha: Annotated[float, option(LOSS, "Share of itc's soft targets.")] = 0.4
+    queue: Annotated[int, option(LOSS, "Length of itc's feature queue.")] = 4096
+    momentum: Annotated[float, option(LOSS, "Of itc's momentum encoders.")] = 0.995
     label_weight: Annotated[
-        float, _option(LOSS, "Weight of a classification of the labels beside the contrast.")
+        float, option(LOSS, "Weight of a classification of the labels beside the contrast.")
     ] = 0.0
 
-    epochs: Annotated[int, _option(STEPS, "Passes over the data.")] = 10
-    batch_size: Annotated[int, _option(STEPS, "Pictures a step, over all devices.")] = 128
+    epochs: Annotated[int, option(STEPS, "Passes over the data.")] = 10
+    batch_size: Annotated[int, option(STEPS, "Pictures a step, over all devices.")] = 128
     micro_batch: Annotated[
-        int, _option(STEPS, "Pictures at a time on a device; the step stays exact (0: all).")
+        int, option(STEPS, "Pictures at a time on a device; the step stays exact (0: all).")
     ] = 0
-    lr: Annotated[float, _option(STEPS, "Largest learning rate.")] = 5e-4
-    image_lr: Annotated[float, _option(STEPS, "Factor on it for the image tower.")] = 1.0
+    lr: Annotated[float, option(STEPS, "Largest learning rate.")] = 5e-4
+    image_lr: Annotated[float, option(STEPS, "Factor on it for the image tower.")] = 1.0
     layer_decay: Annotated[
-        float, _option(STEPS, "Factor on it for each group of layers further from the output.")
+        float, option(STEPS, "Factor on it for each group of layers further from the output.")
     ] = 1.0
-    weight_decay: Annotated[float, _option(STEPS, "AdamW's weight decay.")] = 0.1
-    warmup: Annotated[float, _option(STEPS, "Share of the steps with rising rate.")] = 0.1
-    grad_clip: Annotated[float, _option(STEPS, "Largest gradient norm.")] = 1.0
+    weight_decay: Annotated[float, option(STEPS, "AdamW's weight decay.")] = 0.1
+    warmup: Annotated[float, option(STEPS, "Share of the steps with rising rate.")] = 0.1
+    grad_clip: Annotated[float, option(STEPS, "Largest gradient norm.")] = 1.0
     grad_checkpointing: Annotated[
-        bool, _option(STEPS, "Recompute activations: less memory, slower.")
+        bool, option(STEPS, "Recompute activations: less memory, slower.")
     ] = False
-    ema: Annotated[float, _option(STEPS, "Decay of the averaged weights, 0.999 say; 0: off.")] = 0.0
-    precision: Annotated[Precision, _option(STEPS, "Of the arithmetic; weights stay fp32.")] = (
-        "fp32"
-    )
+    ema: Annotated[float, option(STEPS, "Decay of the averaged weights, 0.999 say; 0: off.")] = 0.0
+    precision: Annotated[Precision, option(STEPS, "Of the arithmetic; weights stay fp32.")] = "fp32"
 
     guard: Annotated[
-        Path | None, _option(TUNING, "Labelled data whose zero-shot accuracy must not fall.")
+        Path | None, option(TUNING, "Labelled data whose zero-shot accuracy must not fall.")
     ] = None
-    guard_drop: Annotated[float, _option(TUNING, "Points of top-1 that it may fall, 0 to 1.")] = (
-        0.02
-    )
+    guard_drop: Annotated[float, option(TUNING, "Points of top-1 that it may fall, 0 to 1.")] = 0.02
     wise_ft: Annotated[
         float | None,
-        _option(TUNING, "Mix of start (0) and trained (1) weights to write: WiSE-FT's alpha."),
+        option(TUNING, "Mix of start (0) and trained (1) weights to write: WiSE-FT's alpha."),
     ] = None
 
     qat: Annotated[
         bool,
-        _option(
+        option(
             QAT,
             "Train the image tower as the int8 that export writes, from a trained start: a tenth "
             "of its --lr and a few epochs are enough; batch statistics stay as they are.",
@@ -186,18 +181,18 @@ class TrainOptions:
         ),
     ] = False
     qat_bits: Annotated[
-        int, _option(QAT, "Of weights and inputs; export writes 8, less is for research.")
+        int, option(QAT, "Of weights and inputs; export writes 8, less is for research.")
     ] = 8
 
-    seed: Annotated[int, _option(RUN, "Seed of weights, order and captions.")] = 0
-    checkpoint_every: Annotated[int, _option(RUN, "Steps between states to resume from.")] = 500
+    seed: Annotated[int, option(RUN, "Seed of weights, order and captions.")] = 0
+    checkpoint_every: Annotated[int, option(RUN, "Steps between states to resume from.")] = 500
     resume: Annotated[
-        bool, _option(RUN, "Go on from OUT.run/last.ckpt, as if nothing had happened.", "--resume")
+        bool, option(RUN, "Go on from OUT.run/last.ckpt, as if nothing had happened.", "--resume")
     ] = False
-    devices: Annotated[int, _option(RUN, "GPUs (or processes) on this machine.")] = 1
-    nodes: Annotated[int, _option(RUN, "Machines, started by torchrun.")] = 1
-    strategy: Annotated[Strategy, _option(RUN, "How several devices share the work.")] = "ddp"
-    force: Annotated[bool, _option(RUN, "Replace the output if it exists.", "--force")] = False
+    devices: Annotated[int, option(RUN, "GPUs (or processes) on this machine.")] = 1
+    nodes: Annotated[int, option(RUN, "Machines, started by torchrun.")] = 1
+    strategy: Annotated[Strategy, option(RUN, "How several devices share the work.")] = "ddp"
+    force: Annotated[bool, option(RUN, "Replace the output if it exists.", "--force")] = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
