@@ -38,7 +38,7 @@ def test_open_clip_models_export(model: str, tmp_path: Path) -> None:
     assert verify(tmp_path / "bundle") == []
 
 
-PRESETS = ["mobilenetv2", "mobilenetv4", "repvit", "fastvit", "resnet18"]
+PRESETS = ["mobilenetv2", "mobilenetv2_050", "mobilenetv4", "repvit", "fastvit", "resnet18"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
