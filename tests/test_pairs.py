@@ -1,6 +1,7 @@
 """Reading captions and labels: what is used, what is left out and said, what stops."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,9 @@ def test_what_tools_hide_in_a_folder_is_no_data(tmp_path: Path) -> None:
     assert pairs.classes == ("dog",) and len(pairs) == 1
 
 
+NUL = pytest.mark.skipif(sys.version_info < (3, 11), reason="csv refuses a NUL before 3.11")
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -92,7 +96,7 @@ def test_files_may_have_any_name_and_place(tmp_path: Path) -> None:
     ("row", "reason"),
     [
         ("no.png,two", "missing file"),
-        ("a.png\0,two", "missing file"),
+        pytest.param("a.png\0,two", "missing file", marks=NUL),
         (",two", "missing file"),
         ("folder,two", "missing file"),
         ("a.png, ", "empty caption"),
