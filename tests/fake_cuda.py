@@ -27,7 +27,7 @@ def compile_stub(folder: Path) -> Path:
     """
     assert COMPILER
     library = folder / "libcudart.so.12"
-    # -Bsymbolic: beside a PyTorch for CUDA its calls to itself would be answered by the real library.
+    # -Bsymbolic: beside a PyTorch for CUDA the real library would answer its calls to itself.
     flags = "-std=gnu11 -Wall -Wextra -O1 -shared -fPIC -pthread -Wl,-Bsymbolic".split()
     command = [COMPILER, *flags, "-o", str(library), str(SOURCE)]
     subprocess.run(command, check=True)
