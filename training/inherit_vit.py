@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import model  # noqa: F401  before open_clip, which imports torchvision
+from . import torchvision_ops as torchvision_ops  # before open_clip, which imports torchvision
 
 # isort: split
 from open_clip.transformer import VisionTransformer
