@@ -148,6 +148,7 @@ def _frames(
     spec = classifier.bundle.manifest.image
 
     def drawn(sources: Sequence[Path], most: int, name: str) -> FrameSet:
+        """At most so many frames of the sources, as the encoder gets them."""
         task = progress.add_task(f"{name} frames", total=most)
         found = sample(
             [source.expanduser() for source in sources],

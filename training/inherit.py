@@ -5,9 +5,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from . import inherit_cnn, inherit_vit
+from .inherit_cnn import Told
 from .model import ClipModel
-
-Told = Callable[[float], None]
 
 
 def is_family(student: ClipModel, teacher: ClipModel) -> bool:
