@@ -38,7 +38,7 @@ from training.trainer import train
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 UNSEEN = ["horse", "truck"]
-SIZES = {"cifar": 65, "unseen": 65, "flickr": 161}  # pixels
+SIZES = {"cifar": 65, "unseen": 65, "flickr": 225}  # pixels
 
 
 def student_file(chosen: argparse.Namespace, room: Path) -> str:
@@ -138,7 +138,15 @@ def unseen(chosen: argparse.Namespace, room: Path) -> None:
 def flickr(chosen: argparse.Namespace, room: Path) -> None:
     train_csv, test_csv = split_flickr(chosen.data, room)
     out, _ = distilled(
-        chosen, room, images=(train_csv,), val=test_csv, captions=2, lr=5e-4, precision="bf16"
+        chosen,
+        room,
+        images=(train_csv,),
+        val=test_csv,
+        captions=2,
+        freeze_bn=True,
+        batch_size=32,
+        lr=5e-4,
+        precision="bf16",
     )
     figures = [
         measure(checkpoint_subject(name), test_csv, quiet=True)[1].figures

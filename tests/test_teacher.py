@@ -29,6 +29,7 @@ from training.augment import Augmentation
 from training.distill_images import digests, open_images
 from training.evaluate import image_encoder, text_encoder
 from training.model import ClipModel, create, create_from, save
+from training.options import Precision
 from training.teacher import Teacher, open_teacher
 from training.views import apply_view
 
@@ -60,11 +61,13 @@ class Counted(Teacher):
 
 
 def asked(
-    checkpoint: Path, cache: Path, pictures: Path, views: int = 2, seed: int = 0, **strength: Any
-) -> tuple[int, Pairs, Counted, Any]:
+    checkpoint: Path, cache: Path, pictures: Path, views: int = 2, seed: int = 0,
+    precision: Precision = "fp32", **strength: Any,
+) -> tuple[int, Pairs, Counted, Any]:  # fmt: skip
     """How many frames were embedded, what is known, by whom, and where."""
     clip = opened(checkpoint)
-    teacher = Counted(clip, cache, changes(clip, **strength), seed, workers=0)
+    view = changes(clip, **strength)
+    teacher = Counted(clip, cache, view, seed, workers=0, precision=precision)
     pairs = open_images([pictures], 1.0, cache / "frames", 0.5, QUIET)
     hashes, good = digests(pairs.files, QUIET)
     pairs, places = teacher.see(pairs.keep(good), hashes[good], range(1, views + 1), QUIET)
@@ -134,6 +137,16 @@ def test_what_is_kept_is_what_the_teacher_says(
             frames.append(apply_view(teacher.reader.pictures.file(file), drawn, teacher.clip.image))
     expected = image_encoder(teacher.clip)(np.stack(frames))
     assert np.allclose(teacher.said(places.ravel()), expected, atol=2e-3)
+
+
+def test_a_teacher_in_16_bits_is_another(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    _, _, exact, places = asked(checkpoint, cache, pictures)
+    count, _, rounded, own = asked(checkpoint, cache, pictures, precision="bf16")
+    assert count == 12 and asked(checkpoint, cache, pictures, precision="bf16")[0] == 0
+    cosines = (exact.said(places.ravel()) * rounded.said(own.ravel())).sum(axis=1)
+    assert 0.99 < cosines.min() and cosines.max() < 1 - 1e-7
+    assert asked(checkpoint, cache, pictures)[0] == 0
 
 
 def test_texts_are_kept(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,10 @@ def reopen_rivals(options: DistillOptions) -> Rivals | None:
 def _teacher(options: DistillOptions, clip: ClipModel, student: ClipModel) -> Teacher:
     room = options.cache or options.run
     view = Augmentation(student.image, options.crop, options.flip, options.rotate, options.jitter)
-    return Teacher(clip, room / "teacher", view, options.seed, options.workers, options.tokenizer)
+    return Teacher(
+        clip, room / "teacher", view, options.seed, options.workers, options.tokenizer,
+        options.precision,
+    )  # fmt: skip
 
 
 def _parts(options: DistillOptions, pairs: Pairs) -> tuple[list[int], list[int]]:

@@ -115,17 +115,20 @@ def checkpoint_subject(
 def _evaluating(model: Any, precision: str) -> Iterator[torch.device]:
     """Evaluation mode without gradients, in a precision; yields the model's device."""
     in_training = [module for module in model.modules() if module.training]
-    device, dtype = model.logit_scale.device, _DTYPES[precision]
+    device = model.logit_scale.device
     model.eval()
     try:
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, dtype, enabled=dtype is not torch.float32),
-        ):
+        with torch.inference_mode(), autocast(device, precision):
             yield device
     finally:
         for module in in_training:
             module.training = True
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a model computes in a precision: fp32, bf16 or fp16."""
+    dtype = _DTYPES[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
 def _unit(rows: Tensor) -> Floats:

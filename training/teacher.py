@@ -25,9 +25,10 @@ from .batches import begin_worker
 from .coca import as_clip
 from .distill_images import left_out, text_digests
 from .embedding_store import Digests, EmbeddingStore
-from .evaluate import normalise, text_encoder
+from .evaluate import autocast, normalise, text_encoder
 from .fold import folded
 from .model import ClipModel, create
+from .options import Precision
 from .pictures import PictureReader
 from .text import text_side
 from .views import FIELDS, PLAIN, apply_view, draw_view
@@ -123,9 +124,9 @@ class Teacher:
 
     def __init__(
         self, clip: ClipModel, folder: Path, view: Augmentation, seed: int, workers: int,
-        tokenizer: Path | None = None,
+        tokenizer: Path | None = None, precision: Precision = "fp32",
     ) -> None:  # fmt: skip
-        self.clip, self._seed, self._workers = clip, seed, workers
+        self.clip, self._seed, self._workers, self._precision = clip, seed, workers, precision
         content, spec = text_side(clip, tokenizer, clip.templates)
         self.tokenizer_json, self.tokenizer = content, Tokenizer(content, spec)
         self.reader = Reader.of(view, clip.image)
@@ -135,6 +136,8 @@ class Teacher:
             "input": msgspec.to_builtins(clip.image),
             "views": _of_views(view) | {"seed": seed},
         }
+        if precision != "fp32":
+            image["precision"] = precision
         text = {
             "weights": _hash_of(clip, image=False),
             "tokenizer": hashlib.sha256(content + repr(spec).encode()).hexdigest(),
@@ -206,8 +209,9 @@ class Teacher:
         @torch.inference_mode()
         def encode(frames: Frame) -> Floats:
             pixels = normalise(torch.from_numpy(frames).to(self._device), spec)
-            found = torch.nn.functional.normalize(tower(pixels).float(), dim=-1)
-            return np.asarray(found.cpu().numpy())
+            with autocast(self._device, self._precision):
+                found = tower(pixels)
+            return np.asarray(torch.nn.functional.normalize(found.float(), dim=-1).cpu().numpy())
 
         return encode
 
