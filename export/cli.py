@@ -7,6 +7,7 @@ import io
 import json
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,7 @@ from runtime.serve.cli import serve
 from runtime.stream_cli import stream
 from training.cli import train
 from training.eval_cli import evaluate
+from training.interrupts import TWICE
 
 from .build_cli import build
 from .distill_cli import distill
@@ -132,8 +134,16 @@ def main() -> None:
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    """Unwinds, so that nothing is left; `timeout` says it twice."""
-    signal.signal(number, signal.SIG_IGN)
+    """Unwinds, so that nothing is left. `timeout` says it twice at once; who says it again later
+    does not want to wait for that."""
+    since = time.monotonic()
+
+    def again(number: int, _: FrameType | None) -> None:
+        if time.monotonic() - since > TWICE:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    signal.signal(number, again)
     sys.exit(143)
 
 

@@ -1,6 +1,7 @@
 """The command as a user meets it: help, output for programs, and errors in one line."""
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -203,6 +204,35 @@ def test_a_stopped_export_leaves_nothing(
     assert run.returncode == code
     assert "interrupted; nothing half-written" in run.stderr and "Traceback" not in run.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+STUCK = """
+import os, signal, time
+from export import bundle, cli
+
+def stopped(*_):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)  # timeout's second
+        print("unwinds", flush=True)
+        time.sleep(cli.TWICE + 0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("is stuck", flush=True)
+
+bundle.compare = stopped
+cli.main()
+"""
+
+
+def test_a_sigterm_that_is_repeated_ends_at_once(checkpoint: Path, tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", STUCK, "export", checkpoint, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stdout.split("\n")) == (-signal.SIGTERM, ["unwinds", ""])
 
 
 def test_a_triton_repository_of_a_bundle(edgeclip: Edgeclip, bundle: Path, tmp_path: Path) -> None:
