@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 
 from runtime.errors import DataError, EdgeClipError
 
+from .cpu import keep_memory
 from .options import Precision, TrainOptions
 
 # So long the others wait while the first computes features, or evaluates an epoch.
@@ -48,6 +49,8 @@ def make_fabric(options: TrainOptions) -> Fabric:
         fabric.launch()
     if cuda:
         torch.set_float32_matmul_precision("high")  # TF32, as convolutions have it
+    else:
+        keep_memory()
     return fabric
 
 

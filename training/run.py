@@ -18,6 +18,7 @@ from runtime.errors import DataError
 
 from .average import Average
 from .batches import Batch
+from .cpu import quicken
 from .distill_objective import DistillObjective
 from .groups import parameter_groups, set_training
 from .loss import clamp_scale
@@ -51,6 +52,8 @@ class Run:
         if self.objective.momentum:
             self.slow = Average(towers, options.momentum, ramp=False).to(fabric.device)
         set_training(towers, options.freeze_bn or options.qat)
+        if fabric.device.type == "cpu":
+            quicken(towers)
         self.towers: Any = fabric.setup_module(towers)
         self._plain = towers
         self.optimizer: Any = fabric.setup_optimizers(self._adamw())
