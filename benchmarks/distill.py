@@ -5,12 +5,12 @@
     python benchmarks/distill.py flickr ../shared/data TEACHER
     python benchmarks/distill.py cache ../shared/data TEACHER
 
-TEACHER is a checkpoint of `benchmarks/reached.py cifar` (for flickr: of `reached.py flickr`), or
-any other MobileNetV2. The student is half of one, for smaller pictures. `cifar`: without labels,
-held against the same student trained on the labels for at least the same time (`--label-epochs`).
-`unseen`: two classes are not in the prompt bank; who tells them by their prompts? `flickr`:
-retrieval of student and teacher. `cache`: bytes and hours of a million pictures, and how many
-samples a second are read.
+TEACHER is a checkpoint of `benchmarks/reached.py cifar` (for flickr: of `reached.py flickr` or
+`flickr-scratch`), or any other MobileNetV2. The student is half of one; in `flickr` for pictures
+of its teacher's size, else for smaller ones. `cifar`: without labels, held against the same student
+trained on the labels for at least the same time (`--label-epochs`). `unseen`: two classes are not
+in the prompt bank; who tells them by their prompts? `flickr`: retrieval of student and teacher.
+`cache`: bytes and hours of a million pictures, and how many samples a second are read.
 """
 
 import argparse
@@ -38,13 +38,14 @@ from training.trainer import train
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 UNSEEN = ["horse", "truck"]
-SIZES = {"cifar": 65, "unseen": 65, "flickr": 225}  # pixels
+PIXELS = 65  # of a student of CIFAR-10
 
 
 def student_file(chosen: argparse.Namespace, room: Path) -> str:
     """The student that was chosen, or half a MobileNetV2."""
     if chosen.student:
         return str(chosen.student)
+    pixels = open_teacher(chosen.teacher).image.width if chosen.what == "flickr" else PIXELS
     config: dict[str, Any] = {
         "embed_dim": 64,  # for the training on labels; a student has its teacher's
         "vision_cfg": {
@@ -52,7 +53,7 @@ def student_file(chosen: argparse.Namespace, room: Path) -> str:
             "timm_model_pretrained": False,
             "timm_pool": "avg",
             "timm_proj": "linear",
-            "image_size": SIZES[chosen.what],
+            "image_size": pixels,
         },
         "text_cfg": {
             "context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1,

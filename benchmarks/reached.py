@@ -3,10 +3,12 @@
     python benchmarks/reached.py flickr ../shared/data
     python benchmarks/reached.py cifar ../shared/data
     python benchmarks/reached.py scratch ../shared/data
+    python benchmarks/reached.py flickr-scratch ../shared/data
 
 `flickr`: captions of Flickr8k, the image tower from a MobileNetV2 trained on ImageNet, an own text
 tower; retrieval among 1,000 held-out pictures. `cifar`: ten labels, from the same MobileNetV2.
-`scratch`: the same labels from random weights.
+`scratch` and `flickr-scratch`: the same labels and captions from random weights. `--out` keeps the
+checkpoint.
 """
 
 import argparse
@@ -76,15 +78,11 @@ def flickr(data: Path, folder: Path) -> tuple[Path, Path, dict[str, Any]]:
 
 def cifar(data: Path, folder: Path) -> tuple[Path, Path, dict[str, Any]]:
     """The whole MobileNetV2 fine-tuned on pictures of 97 pixels."""
-    config = json.loads((PRESETS / "mobilenetv2.json").read_text(encoding="utf-8"))
-    config["vision_cfg"]["image_size"] = 97  # 32 k + 1: see the README on presets
-    file = folder / "mobilenetv2-97.json"
-    file.write_text(json.dumps(config), encoding="utf-8")
     return (
         data / "cifar10/train",
         data / "cifar10/test",
         {
-            "model": str(file),
+            "model": sized("mobilenetv2", 97, folder),
             "init_image": data / BACKBONE,
             "image_lr": 0.3,
             "freeze_bn": True,
@@ -119,15 +117,50 @@ def scratch(data: Path, folder: Path) -> tuple[Path, Path, dict[str, Any]]:
     )
 
 
+def flickr_scratch(data: Path, folder: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """A MobileNetV2 for pictures of 129 pixels, from random weights."""
+    train_csv, test_csv = split_flickr(data, folder)
+    return (
+        train_csv,
+        test_csv,
+        {
+            "model": sized("mobilenetv2", 129, folder),
+            "cache": folder / "cache",
+            "crop": 0.5,
+            "flip": True,
+            "jitter": 0.2,
+            "captions": 5,
+            "token_drop": 0.25,
+            "batch_size": 128,
+            "epochs": 30,
+            "lr": 2e-3,
+            "precision": "bf16",
+        },
+    )
+
+
+def sized(preset: str, pixels: int, folder: Path) -> str:
+    """A preset's config for pictures of another size: 32 k + 1, see the README on presets."""
+    config = json.loads((PRESETS / f"{preset}.json").read_text(encoding="utf-8"))
+    config["vision_cfg"]["image_size"] = pixels
+    file = folder / f"{preset}-{pixels}.json"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return str(file)
+
+
+RECIPES = {"flickr": flickr, "cifar": cifar, "scratch": scratch, "flickr-scratch": flickr_scratch}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["flickr", "cifar", "scratch"])
+    parser.add_argument("what", choices=list(RECIPES))
     parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, help="Where the checkpoint is kept.")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        recipe = {"flickr": flickr, "cifar": cifar, "scratch": scratch}[chosen.what]
-        source, test, settings = recipe(chosen.data, Path(name))
-        options = TrainOptions(data=str(source), out=Path(name) / "checkpoint", **settings)
+        source, test, settings = RECIPES[chosen.what](chosen.data, Path(name))
+        out = chosen.out or Path(name) / "checkpoint"
+        options = TrainOptions(data=str(source), out=out, **settings)
         began = time.perf_counter()
         record = train(options)
         minutes = (time.perf_counter() - began) / 60

@@ -23,6 +23,10 @@ class Capture(Protocol):
     """Frames a second as the source tells; None where it does not."""
     ended: str
     """Why there are no more frames; empty where they were all there."""
+    came: float | None
+    """When the frame that was grabbed came, as `time.monotonic`; None: when `grab` returned."""
+    missed: int
+    """How many older ones were passed over for it."""
 
     def grab(self) -> bool:
         """Waits for the next frame; False where there are no more."""
@@ -83,6 +87,8 @@ class PicturesCapture:
     reader = "Pillow"
     color: Color = "rgb"
     ended = ""
+    came: float | None = None
+    missed = 0
 
     def __init__(self, spec: SourceSpec) -> None:
         path = Path(spec.address)

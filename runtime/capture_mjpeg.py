@@ -8,6 +8,8 @@ import http.client
 import io
 import os
 import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from typing import Any
@@ -31,7 +33,11 @@ def open_mjpeg(spec: SourceSpec, timeout: float) -> "MjpegCapture | None":
     except urllib.error.HTTPError as error:
         error.close()
         raise FrameError(f"{spec.shown} answers {error.code} {error.reason}") from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except (ValueError, http.client.InvalidURL):  # which may name a part of the password
+        raise FrameError(
+            f"{spec.shown} is no address; in a login write %23 for #, %2F for /, %3F for ?"
+        ) from None
+    except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "reason", error)
         raise FrameError(f"{spec.shown} cannot be reached: {why}") from None
     if answer.headers.get_content_maintype() == "multipart":
@@ -58,7 +64,11 @@ def _ask(address: str, timeout: float) -> Any:
 
 
 class MjpegCapture:
-    """The pictures of an open answer. It is decoded what is retrieved, and only that."""
+    """The pictures of an open answer. It is decoded what is retrieved, and only that.
+
+    A thread reads them as they come: where decoding takes longer than a camera takes for its next
+    picture, they would queue up in the connection, each older than the one before.
+    """
 
     reader = "MJPEG over HTTP"
     color: Color = "rgb"
@@ -68,21 +78,47 @@ class MjpegCapture:
         self._spec, self._answer = spec, answer
         self._handle = socket.socket(fileno=os.dup(answer.fileno()))
         self._picture = b""
-        self._count = 0
+        self._count = self.missed = 0
+        self.came: float | None = None
         self.ended = ""
+        self._news = threading.Condition()
+        self._newest: tuple[bytes, float] | None = None
+        self._passed = 0
+        self._over = False
+        self._thread = threading.Thread(target=self._read, name="edgeclip MJPEG", daemon=True)
+        self._thread.start()
 
     def grab(self) -> bool:
-        """Reads the next picture, not decoded yet; False where the stream is over (`ended`)."""
+        """Waits for a picture, and takes the newest, not decoded yet; False where the stream is
+        over (`ended`)."""
+        with self._news:
+            self._news.wait_for(lambda: self._newest or self._over)
+            if self._newest is None:
+                return False
+            self._picture, self.came = self._newest
+            self._newest = None
+            self.missed = self._passed
+            self._passed = 0
+            self._count += 1 + self.missed
+        return True
+
+    def _read(self) -> None:
+        why = ""
         try:
-            self._picture = self._part()
+            while True:
+                picture = self._part()
+                with self._news:
+                    self._passed += self._newest is not None
+                    self._newest = picture, time.monotonic()
+                    self._news.notify()
         except TimeoutError:
-            self.ended = "no answer in time"
+            why = "no answer in time"
         except (OSError, ValueError, http.client.HTTPException) as error:
-            self.ended = f"the connection broke: {error}"
-        else:
-            self._count += 1
-            return True
-        return False
+            why = f"the connection broke: {error}"
+        finally:
+            with self._news:
+                self.ended, self._over = why, True
+                self._news.notify()
 
     def _part(self) -> bytes:
         """The next picture. Raises ConnectionError where there is none, ValueError for nonsense."""
@@ -137,5 +173,7 @@ class MjpegCapture:
             pass  # it is closed already
 
     def close(self) -> None:
+        self.interrupt()
+        self._thread.join()
         self._handle.close()
         self._answer.close()

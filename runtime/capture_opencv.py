@@ -36,6 +36,7 @@ class OpenCvCapture:
     """An open cv2.VideoCapture."""
 
     color: Color = "bgr"
+    came: float | None = None
 
     def __init__(self, spec: SourceSpec, timeout: float) -> None:
         cv2 = self._cv2 = opencv()
@@ -58,7 +59,7 @@ class OpenCvCapture:
         self.ended = ""
         self._limit = 0.95 * timeout if spec.kind in ("rtsp", "http") else math.inf
         self._took = 0.0
-        self._count = 0
+        self._count = self.missed = 0
         self._position = 0.0
 
     def _set_up(self, spec: SourceSpec) -> None:
@@ -83,9 +84,10 @@ class OpenCvCapture:
             )
 
     def grab(self) -> bool:
-        first = self._spec.kind == "rtsp" and not self._count
+        before = self._count
+        first = self._spec.kind == "rtsp" and not before
         if self._caught_up() if first else self._grab_in_time():
-            self._count += 1
+            self.missed = self._count - before - 1
             return True
         self.ended = self.ended or self._why_ended()
         return False
@@ -104,6 +106,7 @@ class OpenCvCapture:
     def _timed_grab(self) -> tuple[bool, float]:
         start = time.monotonic()
         good = bool(self._capture.grab())
+        self._count += good
         return good, time.monotonic() - start
 
     def _caught_up(self) -> bool:

@@ -21,6 +21,8 @@ class StdinCapture:
     """Raw frames, one after the other without anything between, from the standard input."""
 
     reader = "standard input"
+    came: float | None = None
+    missed = 0
 
     def __init__(self, spec: SourceSpec, descriptor: int | None = None) -> None:
         asked = spec.options
@@ -78,6 +80,8 @@ class FfmpegCapture:
 
     reader = "ffmpeg's command line"
     color: Color = "rgb"
+    came: float | None = None
+    missed = 0
 
     def __init__(self, spec: SourceSpec) -> None:
         self._spec = spec

@@ -27,6 +27,7 @@ MAX_HUNG = 3
 """So many threads may hang in one source; then it is not opened again before one returns."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between two attempts to open a source
 STEADY = 5.0  # seconds: a connection that lasted so long was no failed attempt
+CLOSING = 2.0  # seconds in which a source that is closed must have returned
 MAX_BROKEN = 100  # broken frames in a row: opening the source again may help
 
 
@@ -128,6 +129,11 @@ class Grabber:
 
     def close(self) -> None:
         """Ends the reading, and waits for its thread unless that hangs."""
+        self.stop()
+        self.join(CLOSING)
+
+    def stop(self) -> None:
+        """Ends the reading."""
         with self._news:
             if self._state != "ended":  # why it ended is kept
                 self._state = "closed"
@@ -137,7 +143,10 @@ class Grabber:
             readers = [self._reader, *self._hung]
         for reader in readers:
             reader.interrupt()
-        self._reader.thread.join(timeout=2.0)
+
+    def join(self, timeout: float) -> None:
+        """Waits so many seconds at most until its thread has ended."""
+        self._reader.thread.join(timeout)
 
     def _watch(self) -> None:
         """Leaves a reader that hangs, and starts another. Holds the lock."""
@@ -234,10 +243,10 @@ class _Reader:
     def _let_go(self) -> None:
         """Closes the source; a camera that hangs may take its time for that."""
         if self._capture:
-            with contextlib.suppress(
-                Exception
-            ):  # whatever a driver raises of a camera that is lost
+            self._busy_since = time.monotonic()
+            with contextlib.suppress(Exception):  # whatever a driver raises
                 self._capture.close()
+            self._busy_since = None
         self._capture = None
 
     def _pause(self) -> None:
@@ -284,10 +293,14 @@ class _Reader:
 
     def _deliver(self, capture: Capture, pace: Pace, position: float | None) -> bool:
         """Hands on the frame that was grabbed, if it is wanted. False where nobody listens."""
-        of, captured, wall = self._of, time.monotonic(), time.time()
+        of, now = self._of, time.monotonic()
+        captured = now if capture.came is None else capture.came
+        wall = time.time() - (now - captured)
         with of._news:
             if self._left:
                 return False
+            of._counters.seen += capture.missed
+            of._counters.dropped += capture.missed
             number = of._counters.seen
             of._counters.seen += 1
             if not pace.wants(captured if position is None else position):
@@ -307,14 +320,18 @@ class _Reader:
     def _pixels(self, capture: Capture) -> Frame | None:
         """The frame that was grabbed; None, and counted, where it is broken."""
         of = self._of
+        self._busy_since = time.monotonic()
         try:
             frame = check_frame(capture.retrieve(), of._color or capture.color)
-        except FrameError as error:
+        except Exception as error:  # a FrameError, or whatever a driver raises
+            said = error if isinstance(error, FrameError) else f"{type(error).__name__}: {error}"
             self._broken += 1
-            self._last_broken = f"{self._broken} broken frames in a row; the last: {error}"
+            self._last_broken = f"{self._broken} broken frames in a row; the last: {said}"
             with of._news:
                 of._counters.broken += 1
             return None
+        finally:
+            self._busy_since = None
         self._broken = 0
         return frame
 

@@ -15,6 +15,8 @@ class _Paced:
     """A camera whose frames are due by the clock, and have no place in a file."""
 
     ended = ""
+    came: float | None = None
+    missed = 0
 
     def __init__(self, fps: float) -> None:
         self.fps: float | None = fps

@@ -3,8 +3,9 @@
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -110,15 +111,11 @@ class JsonLines:
 
 
 class Annotated:
-    """Frames with what they show drawn on them: a video or a folder of pictures of each source.
+    """Frames with what they show drawn on them: a video or a folder of pictures of each of the
+    sources with these names, in their `places`."""
 
-    With several sources the last part of a source's name is put before the ending of `path`, and a
-    number where that is not enough: out-door.mp4, out-door-2.mp4.
-    """
-
-    def __init__(self, path: Path, several: bool = False, overwrite: bool = False) -> None:
-        self._path, self._several, self._overwrite = path, several, overwrite
-        self._taken: set[Path] = set()
+    def __init__(self, path: Path, sources: Sequence[str], overwrite: bool = False) -> None:
+        self._places, self._overwrite = places(path, sources), overwrite
         self._outs: dict[str, VideoOut | PicturesOut] = {}
         self.written: list[Path] = []
         """What `close` put in its place."""
@@ -130,7 +127,7 @@ class Annotated:
         """Draws and writes one frame."""
         out = self._outs.get(seen.source)
         if out is None:
-            out = open_out(self._place(seen.source), self._overwrite)
+            out = open_out(self._places[seen.source], self._overwrite)
             self._outs[seen.source] = out
         caption = f"{seen.time:.1f} s"
         drawn = annotate(seen.frame, seen.color, seen.prediction.labels, scores, active, caption)
@@ -150,17 +147,18 @@ class Annotated:
         if place:
             self.written.append(place)
 
-    def _place(self, source: str) -> Path:
-        if not self._several:
-            return self._path
+
+def places(path: Path, sources: Sequence[str]) -> dict[str, Path]:
+    """Where each source's frames go: one's to `path`; of several the last part of a source's name
+    is put before the ending, and a number where that is not enough: out-door.mp4, out-door-2.mp4.
+    """
+    if len(sources) == 1:
+        return {sources[0]: path}
+    found: dict[str, Path] = {}
+    for source in sources:
         last = source.rstrip("/").rpartition("/")[2].partition(".")[0]
         name = re.sub(r"[^\w-]+", "-", last).strip("-")[:60]
-        path, number = self._named(name), 1
-        while path in self._taken:
-            number += 1
-            path = self._named(f"{name}-{number}")
-        self._taken.add(path)
-        return path
-
-    def _named(self, name: str) -> Path:
-        return self._path.with_name(f"{self._path.stem}-{name}{self._path.suffix}")
+        numbered = (name if n == 1 else f"{name}-{n}" for n in count(1))
+        named = (path.with_name(f"{path.stem}-{name}{path.suffix}") for name in numbered)
+        found[source] = next(place for place in named if place not in found.values())
+    return found

@@ -61,6 +61,10 @@ class Rule:
             raise DataError("a rule of so many parentheses cannot be read") from None
         return cls(text, holds, duration, frozenset(parser.used))
 
+    def anew(self) -> "Rule":
+        """The same rule for another source."""
+        return Rule(self.text, self._holds, self.duration, self.names)
+
     def update(self, source: str, time: float, scores: Mapping[str, float]) -> list[Event]:
         """What the scores of a frame do to the rule: nothing, or one event, "fired" or "cleared".
 

@@ -33,7 +33,8 @@ _SECRET = re.compile(
     r"(?:\"[^\"]*\"|[^&/?;\s]*?(?=_\w+=|[&/?;\s]|$))",
     re.IGNORECASE,
 )
-_LOGIN = re.compile(r"://[^\s\"']*@")
+_LOGIN = re.compile(r"://[^\s\"']*@")  # within other text
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*:/+).*@|^[^@/]*:[^@]*@", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,10 @@ class SourceSpec:
 
 
 def hide_secrets(text: str) -> str:
-    """The text with what looks like a login, password or token as `***`."""
+    """The text with what looks like a login, password or token as `***`: of an address all before
+    its last @, whatever signs a password has, and however the address is mistyped."""
+    if address := _ADDRESS.match(text):
+        text = f"{address[1] or ''}***@{text[address.end() :]}"
     return _SECRET.sub(r"\1***", _LOGIN.sub("://***@", text))
 
 
@@ -108,7 +112,9 @@ def parse_source(text: str | Path) -> SourceSpec:
 
 def _of_path(path: Path) -> SourceSpec:
     if not os.path.exists(path):
-        raise FrameError(f"there is no file or folder {path}; a source is {FORMS}")
+        raise FrameError(
+            f"there is no file or folder {hide_secrets(str(path))}; a source is {FORMS}"
+        )
     pictures = path.is_dir() or path.suffix.lower() in PICTURES
     return SourceSpec("pictures" if pictures else "video", str(path))
 

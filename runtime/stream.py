@@ -18,7 +18,7 @@ from .capture import open_capture
 from .errors import DataError
 from .frames import Color, Colors, Frame
 from .grabbed import Grabbed, State
-from .grabber import Grabber, Opens
+from .grabber import CLOSING, Grabber, Opens
 from .prediction import Prediction
 from .source_uri import SourceSpec, parse_source
 from .still import CHANGE, Thumbnail, changed, thumbnail
@@ -28,6 +28,7 @@ from .warm_up import warm_up
 Source = str | Path | SourceSpec
 Sources = Source | Sequence[Source] | Mapping[str, Source]
 STILL_FOR = 5.0  # seconds: then a still scene is classified again all the same
+TICK = 1.0  # seconds
 WAIT = 0.1  # seconds between two looks at whether sources hang, or the stream is to stop
 
 
@@ -35,7 +36,9 @@ class Classifies(Protocol):
     """What a stream needs of a classifier."""
 
     @property
-    def labels(self) -> tuple[str, ...]: ...
+    def labels(self) -> tuple[str, ...]:
+        """The same tuple until they, or their prompts, are changed."""
+
     def classify_batch(self, frames: Sequence[Frame], color: Colors = ...) -> list[Prediction]: ...
 
 
@@ -73,7 +76,8 @@ class Stream:
     second of each source. `skip_still` does not classify scenes that have not changed (True, or by
     how many gray levels one 32nd of a side must). `color` is the frames' channel order where it is
     not the one their source tells. A source that gives no answer for `stall` seconds is opened
-    again. `on_state` is told (source, state, reason) of each change.
+    again. `on_state` is told (source, state, reason) of each change, `on_tick` is called about once
+    a second: both by the thread that iterates.
 
     Raises DataError and FrameError for sources that do not exist, and, while it is iterated, what
     kept the sources from being read where none of them gave a frame.
@@ -91,11 +95,13 @@ class Stream:
         batch: int = 8,
         stall: float = 10.0,
         on_state: Callable[[str, State, str], None] | None = None,
+        on_tick: Callable[[], None] | None = None,
         opens: Opens = open_capture,
     ) -> None:
         named = _named(sources)
         _check(named, fps, realtime, batch, stall)
-        self._classifier, self._batch, self._on_state = classifier, batch, on_state
+        self._classifier, self._batch = classifier, batch
+        self._on_state, self._on_tick, self._ticked = on_state, on_tick, time.monotonic()
         self._change = CHANGE if skip_still is True else float(skip_still)
         self._news = threading.Condition()
         self._stopped = False
@@ -136,6 +142,7 @@ class Stream:
         while not self._ready:
             self.looked = time.monotonic()
             self._tell_states()
+            self._tick()
             if self._stopped or all(source.grabber.over for source in self._sources):
                 self._raise_where_nothing_came()
                 raise StopIteration
@@ -156,7 +163,10 @@ class Stream:
         """Ends the iteration and lets go of all sources."""
         self.stop()
         for source in self._sources:
-            source.grabber.close()
+            source.grabber.stop()
+        limit = time.monotonic() + CLOSING
+        for source in self._sources:
+            source.grabber.join(max(0.0, limit - time.monotonic()))
         self._tell_states()
 
     def __enter__(self) -> "Stream":
@@ -206,6 +216,11 @@ class Stream:
                 if self._on_state:
                     self._on_state(source.grabber.name, state, source.grabber.reason)
 
+    def _tick(self) -> None:
+        if self._on_tick and self.looked - self._ticked >= TICK:
+            self._ticked = self.looked
+            self._on_tick()
+
     def _raise_where_nothing_came(self) -> None:
         errors = [source.grabber.error for source in self._sources if source.grabber.error]
         if errors and not any(s.ages.classified for s in self._sources) and not self._stopped:
@@ -223,14 +238,16 @@ class _Source:
     told: State | None = None
     last: Prediction | None = None
     scene: Thumbnail | None = None
+    labels: tuple[str, ...] | None = None
     classified_at: float = 0.0
 
     def is_still(self, grabbed: Grabbed, labels: tuple[str, ...], change: float) -> bool:
         """Whether a frame shows what the last one that was classified did."""
         scene = thumbnail(grabbed.frame, grabbed.color)
         old = abs(grabbed.time - self.classified_at) >= STILL_FOR
-        if self.last is None or self.scene is None or old or self.last.labels != labels:
-            self.scene = scene
+        # Other prompts under the same names are other labels: a tuple of their own.
+        if self.last is None or self.scene is None or old or self.labels is not labels:
+            self.scene, self.labels = scene, labels
             return False
         if changed(self.scene, scene, change):
             self.scene = scene
@@ -266,6 +283,11 @@ class _Source:
             return self.ages.stats(
                 grabber.name, grabber.state, grabber.reason, grabber.counters, time.monotonic()
             )
+
+
+def names_of(sources: Sources) -> list[str]:
+    """What a stream calls these sources, in their order. Raises as it does."""
+    return list(_named(sources))
 
 
 def _named(sources: Sources) -> dict[str, SourceSpec]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .mqtt import MqttOutput
     from .outputs import Annotated as AnnotatedVideo
     from .outputs import Output
+    from .rules import Rule
 
 
 Source = Annotated[
@@ -76,6 +77,7 @@ def stream(
     from .log import log, set_up
     from .opencv import hush
     from .outputs import EventLines, JsonLines
+    from .stream import names_of
     from .stream_run import check_outputs, run, summarise, write_timeline
     from .timeline import TimelineOptions
     from .watch import Watch
@@ -84,16 +86,16 @@ def stream(
     hush()
     calm = TimelineOptions(smooth, enter, leave, dwell)
     several = len(source) > 1
-    check_outputs(save, timeline, several, force)
+    check_outputs(save, timeline, source, force)
     classifier = loaded(bundle, labels, templates, prompts, backend, precision)
-    check_rules(classifier, rule or [])
+    rules = parsed_rules(classifier, rule or [])
     log.info("%r", classifier)
-    video = _annotated(save, several, force) if save else None
+    video = _annotated(save, names_of(source), force) if save else None
     outputs: list[Output] = [JsonLines(sys.stdout, every) if as_json else EventLines(several)]
     outputs += [video] if video else []
     broker = mqtt_output(mqtt)
     outputs += event_outputs(events, broker)
-    watch = Watch(calm, rule or (), outputs, thumbnails)
+    watch = Watch(calm, rules, outputs, thumbnails)
     done = run(
         classifier, source, watch, fps=fps, realtime=realtime, skip_still=skip_still,
         seconds=seconds,
@@ -105,24 +107,24 @@ def stream(
         log.info("wrote %s", place)
 
 
-def _annotated(save: Path, several: bool, force: bool) -> "AnnotatedVideo":
+def _annotated(save: Path, sources: list[str], force: bool) -> "AnnotatedVideo":
     from .log import log
     from .outputs import Annotated as AnnotatedVideo
     from .video_out import note_of
 
     if note := note_of(save):
         log.warning("%s", note)
-    return AnnotatedVideo(save, several, force)
+    return AnnotatedVideo(save, sources, force)
 
 
-def check_rules(classifier: "Classifier", rules: list[str]) -> None:
-    """Raises DataError for a rule that cannot be read, or names what is no label."""
+def parsed_rules(classifier: "Classifier", rules: list[str]) -> list["Rule"]:
+    """The rules that these texts say. Raises DataError for one that cannot be read, or names what
+    is no label."""
     from .rules import Rule
 
     tree = classifier.require_bank().layout.tree
     names = [*classifier.labels, *(tree.groups if tree else ())]
-    for text in rules:
-        Rule.parse(text, names)
+    return [Rule.parse(text, names) for text in rules]
 
 
 def mqtt_output(address: str | None) -> "MqttOutput | None":

@@ -7,19 +7,19 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import systemd
 from .errors import DataError
-from .folders import check_target
 from .history import History
 from .log import log
-from .stream import Stream
+from .outputs import places
+from .stream import Stream, names_of
 from .stream_stats import SourceStats
 from .timeline_chart import draw_timeline
-from .video_out import check_file, check_video
+from .video_out import check_file, check_out
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -61,18 +61,24 @@ def run(
     try:
         with Stream(
             classifier, list(sources), fps=fps, realtime=realtime, skip_still=skip_still,
-            on_state=told,
+            on_state=told, on_tick=watch.tick,
         ) as stream, _ending(stream, seconds) as reasons, systemd.service(
             lambda: time.monotonic() - stream.looked < STUCK
         ):  # fmt: skip
-            for seen in stream:
-                watch.see(seen)
-            stats = stream.stats()
-    except BrokenPipeError:  # whoever read the lines has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        reasons, stats = ["nobody reads its output any more"], stream.stats()
+            try:
+                for seen in stream:
+                    watch.see(seen)
+            except BrokenPipeError:  # whoever read the lines has gone
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                reasons.insert(0, "nobody reads its output any more")
+            ended = stream.stats()
     finally:
         watch.close()
+    # The states are those before the end; what was under way then is counted after it.
+    stats = [
+        replace(after, state=before.state, reason=before.reason, fps=before.fps)
+        for before, after in zip(ended, stream.stats(), strict=True)
+    ]
     return Done(stats, reasons[0] if reasons else "all sources have ended")
 
 
@@ -113,12 +119,12 @@ def log_state(source: str, state: "State", reason: str) -> None:
         log.info("%s: %s%s", source, state, f": {reason}" if reason else "")
 
 
-def check_outputs(save: Path | None, timeline: Path | None, several: bool, force: bool) -> None:
+def check_outputs(
+    save: Path | None, timeline: Path | None, sources: Sequence[str], force: bool
+) -> None:
     """What could not be written at the end is said at the beginning. Raises DataError."""
-    if save is not None and save.suffix:
-        check_video(save, force or several)
-    elif save is not None and not several:
-        check_target(save, "000001.jpg", overwrite=False)
+    for place in places(save, names_of(sources)).values() if save else ():
+        check_out(place, force)
     if timeline is not None:
         if timeline.suffix.lower() != ".png":
             raise DataError(f"--timeline {timeline} is drawn as PNG: name a file that ends in .png")

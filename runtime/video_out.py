@@ -176,6 +176,14 @@ class PicturesOut:
         """Pictures are whole as they are: they stay."""
 
 
+def check_out(path: Path, overwrite: bool) -> None:
+    """Raises DataError and BackendUnavailable where `open_out` would."""
+    if path.suffix:
+        check_video(path, overwrite)
+    else:
+        check_target(path, "000001.jpg", overwrite=False)
+
+
 def open_out(path: str | Path, overwrite: bool = False) -> VideoOut | PicturesOut:
     """A video where the name ends as one of `CODECS`, a folder of pictures where it has no ending.
     Raises DataError, and BackendUnavailable without OpenCV."""

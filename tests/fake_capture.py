@@ -32,6 +32,8 @@ class Fake:
     reader: str = "fake"
     color: Color = "bgr"
     ended: str = ""
+    came: float | None = None
+    missed: int = 0
     count: int = 0
     closed: bool = False
     freed: threading.Event = field(default_factory=threading.Event)

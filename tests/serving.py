@@ -118,9 +118,9 @@ def cameras(
         sources.append(SourceSpec(kind, f"{address}{number}"))  # type: ignore[arg-type]
     opens = {spec.address: Fakes(fake) for spec, fake in zip(sources, fakes, strict=True)}
 
-    def opened(told: Any) -> Stream:
+    def opened(told: Any, tick: Any) -> Stream:
         return Stream(
-            classifier, sources, on_state=told,
+            classifier, sources, on_state=told, on_tick=tick,
             opens=lambda spec, timeout: opens[spec.address](spec, timeout),
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from fake_capture import CAMERA, FILE, Fake, Fakes, taken, until
 
 from runtime import grabber as grabber_module
 from runtime.errors import BackendUnavailable, FrameError
+from runtime.frames import Frame
 from runtime.grabber import Grabber
 from runtime.pace import Pace
 
@@ -64,6 +66,58 @@ def test_a_lost_camera_is_told_before_it_is_closed_and_opened_again_after_it() -
     until(lambda: grabber.state == "live")
     assert slow.closed and grabber.counters.reconnects == 1
     grabber.close()
+
+
+@dataclass
+class Stuck(Fake):
+    """Hangs in one of its methods until it is freed."""
+
+    where: str = "close"
+
+    def retrieve(self) -> Frame:
+        if self.where == "retrieve":
+            self.freed.wait()
+        return super().retrieve()
+
+    def close(self) -> None:
+        if self.where == "close":
+            self.freed.wait()
+        super().close()
+
+
+@pytest.mark.parametrize("where", ["retrieve", "close"])
+def test_a_camera_that_hangs_as_it_decodes_or_closes_is_left_too(where: str) -> None:
+    stuck = Stuck(3, where=where)
+    grabber = Grabber(CAMERA, stall=0.1, opens=Fakes(stuck, Fake(fps=50)))
+    until(lambda: grabber.state == "live" and grabber.counters.hangs == 1)
+    stuck.freed.set()
+    until(lambda: stuck.closed)
+    assert grabber.counters.hangs == 1 and taken(grabber, 3)
+    grabber.close()
+
+
+class Raises(Fake):
+    """Its second frame makes the driver raise something of its own."""
+
+    def retrieve(self) -> Frame:
+        if self.count == 2:
+            raise MemoryError("no more")
+        return super().retrieve()
+
+
+def test_a_frame_of_which_the_driver_raises_anything_is_broken() -> None:
+    grabber = Grabber(FILE, opens=Fakes(Raises(4, live=False)))
+    assert [grabbed.number for grabbed in taken(grabber, 4)] == [0, 2, 3]
+    assert (grabber.counters.seen, grabber.counters.broken) == (4, 1)
+    grabber.close()
+
+
+def test_frames_that_the_source_passed_over_are_dropped() -> None:
+    grabber = Grabber(CAMERA, opens=Fakes(Fake(2, missed=3)))
+    until(lambda: grabber.counters.reconnects >= 1)
+    grabber.close()
+    counters = grabber.counters
+    assert counters.seen == 8 == counters.dropped + counters.taken
 
 
 def test_no_more_than_a_few_threads_hang() -> None:

@@ -18,6 +18,7 @@ from runtime import grabber as grabber_module
 from runtime.capture import open_capture
 from runtime.capture_mjpeg import MjpegCapture
 from runtime.errors import FrameError
+from runtime.frames import Frame
 from runtime.grabber import Grabber
 from runtime.source_uri import parse_source
 
@@ -59,6 +60,42 @@ def test_the_login_of_an_address_is_used_and_never_shown() -> None:
             open_capture(parse_source(server.url))
     with pytest.raises(FrameError, match="cannot be reached: .*refused"):
         open_capture(parse_source(address))
+
+
+@pytest.mark.parametrize("password", ["sec#ret", "sec?ret", "sec/ret", "sec[ret", "sec ret"])
+def test_no_part_of_a_password_is_shown(password: str) -> None:
+    with pytest.raises(FrameError) as refused:
+        open_capture(parse_source(f"http://bob:{password}@127.0.0.1:9/x"))
+    assert "sec" not in str(refused.value) and "***@127.0.0.1:9/x" in str(refused.value)
+
+
+@pytest.mark.realtime
+def test_what_is_decoded_too_slowly_does_not_queue_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(connection: int) -> Iterator[bytes | float]:
+        while True:  # brighter and brighter: the level tells when it was made
+            yield jpeg(int((time.monotonic() - began) * 100))
+            yield 0.02
+
+    def slow(self: MjpegCapture) -> Frame:
+        time.sleep(0.06)
+        return decode(self)
+
+    decode, began = MjpegCapture.retrieve, time.monotonic()
+    monkeypatch.setattr(MjpegCapture, "retrieve", slow)
+    with MjpegServer(script) as server:
+        grabber = Grabber(parse_source(server.url))
+        ages = []
+        for _ in range(20):
+            [grabbed] = taken(grabber, 1)
+            now = time.monotonic()
+            made = began + float(grabbed.frame.mean()) / 100
+            ages.append((now - made, now - grabbed.time_captured))
+        grabber.close()
+    made, told = np.array(ages).T
+    assert np.median(made[10:]) < 0.2 and np.median(made - told) < 0.05
+    counters = grabber.counters
+    assert counters.dropped > 20
+    assert counters.seen == counters.taken + counters.dropped + counters.broken
 
 
 def test_a_file_at_an_address_is_no_camera(tmp_path: Path) -> None:

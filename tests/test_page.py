@@ -354,6 +354,27 @@ def test_browsers_that_stop_reading_do_not_slow_the_camera(
     expect(page.locator("#link-text")).to_have_text("Connected")
 
 
+def test_a_message_that_comes_late_keeps_the_past(server: Served, shown: Shown) -> None:
+    page = shown(server.url)
+    found = page.evaluate(
+        """async () => {
+            const { Track } = await import("/track.js");
+            const track = new Track();
+            const rule = { label: "red > 0.5", start: 10, end: 99, rule: true, open: true };
+            const curves = { red: [[10, 0.5], [100, 0.5]] };
+            track.load({ start: 0, end: 100, spans: [rule], curves });
+            const at = (time) => track.see({ time, scores: [["red", 0.9]], active: [] });
+            at(99.95);
+            at(130);
+            const row = track.rows(100, ["red"], 5).find((row) => row.rule);
+            const kept = [track.start, track.end, row?.weight];
+            at(3);
+            return [...kept, track.start];
+        }"""
+    )
+    assert found == [0, 130, 31, 3]
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_nothing_moves_or_sticks_out(
     width: int, scheme: str, server: Served, camera: Camera, shown: Shown

@@ -68,6 +68,7 @@ def test_who_guesses_tokens_has_to_wait(locked: Site) -> None:
     statuses = [locked.get("/labels", Authorization=f"Bearer {n}").status for n in range(30)]
     assert statuses[0] == 401 and statuses[-1] == 429
     assert locked.get("/labels", Authorization=f"Bearer {TOKEN}").status == 200
+    assert locked.get("/labels", Cookie="edgeclip_token=guessed").status == 429
 
 
 def test_other_names_and_origins_are_refused(open_site: Site) -> None:
@@ -111,9 +112,18 @@ def test_a_token_is_a_must_beyond_loopback() -> None:
         check_token(TOKEN, host)
 
 
-@pytest.mark.parametrize("token", ["", "short", "with a blank", "tab\tbed-token", "über-geheim!"])
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        "only-15-signs..",
+        "a blank is in it",
+        "tab\tbed-token-of-mine",
+        "über-geheim-und-lang!",
+    ],
+)
 def test_a_token_that_can_be_guessed_is_refused(token: str) -> None:
-    with pytest.raises(DataError, match="8 or more"):
+    with pytest.raises(DataError, match="16 or more"):
         check_token(token, "127.0.0.1")
 
 

@@ -94,15 +94,15 @@ def test_it_serves_until_a_signal_and_ends_what_goes_on(
 
 
 def test_logs_as_json_and_a_token_from_the_environment(bundle: Path) -> None:
-    process = Process(bundle, "--log-format", "json", EDGECLIP_TOKEN="a-token-of-mine")
+    process = Process(bundle, "--log-format", "json", EDGECLIP_TOKEN="a-token-of-my-own")
     assert process.get("/info")[0] == 401
-    assert process.get("/info", Authorization="Bearer a-token-of-mine")[0] == 200
+    assert process.get("/info", Authorization="Bearer a-token-of-my-own")[0] == 200
     assert process.end() == 0
     lines = [json.loads(line) for line in process.said.splitlines() if line.startswith("{")]
     assert {"time", "level", "logger", "message"} <= lines[0].keys()
     [refused] = [line for line in lines if line["logger"] == "edgeclip.refused"]
     assert refused["level"] == "warning" and "401: GET /info" in refused["message"]
-    assert "a-token-of-mine" not in process.said
+    assert "a-token-of-my-own" not in process.said
 
 
 def test_of_a_camera_that_cannot_be_reached_edgeclip_alone_tells(bundle: Path) -> None:
@@ -120,7 +120,9 @@ def test_a_signal_that_comes_as_it_begins_ends_it_too(number: signal.Signals) ->
             super().start()
             signal.raise_signal(number)
 
-    loop = Signals(lambda told: Stream(Model(), CAMERA, on_state=told, opens=Fakes(Fake(fps=30))))
+    loop = Signals(
+        lambda told, _: Stream(Model(), CAMERA, on_state=told, opens=Fakes(Fake(fps=30)))
+    )
     service = Service(cast(Any, Model()), loop)
     why = run(Server(service, make_app(service)), bound("127.0.0.1", 0))
     assert ("SIGTERM" in why) == (number == signal.SIGTERM)
@@ -134,9 +136,9 @@ def test_mistakes_are_said_before_anything_is_loaded(
         for message, *more in (
             ("another program uses that port", "--port", port),
             ("can be reached by others: give --token", "--host", "0.0.0.0"),
-            ("has 8 or more", "--token", "short"),
+            ("has 16 or more", "--token", "short"),
             ("is a name or address of this machine", "--host", "no.such.host.invalid",
-             "--token", "long enough".replace(" ", "-")),
+             "--token", "a-token-of-my-own"),
             ("--log-format is text or json", "--log-format", "xml"),
             ("leave is not the greater", "--enter", 0.2, "--leave", 0.5),
         ):  # fmt: skip

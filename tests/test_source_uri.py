@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import DataError, FrameError
+from runtime.errors import DataError, EdgeClipError, FrameError
 from runtime.source_uri import Options, hide_secrets, parse_source
 
 
@@ -87,6 +87,11 @@ def test_a_malformed_source_is_said(text: str, message: str) -> None:
     [
         "rtsp://bob:geheim@10.0.0.2:554/h264?channel=1",
         "rtsp://bob:ge@geheim@host/x",
+        "rtsp://bob:it's geheim\"@host/x",
+        "http://bob:ge#geheim@host/x",
+        "http://bob:ge/geheim?geheim@host/x",
+        "rtsp:/bob:geheim@door/stream",
+        "bob:geheim@door/stream",
         "http://cam/x.mjpg?usr=bob&password=geheim&channel=1",
         "http://cam/x.mjpg?access_token=geheim#geheim_token=geheim",
         "rtsp://10.0.0.2/user=bob_password=geheim_channel=1_stream=0.sdp",
@@ -100,7 +105,7 @@ def test_secrets_are_never_shown(text: str) -> None:
         spec = parse_source(text)
         said = spec.shown + repr(spec)
         assert "channel=1" in said or "channel=1" not in text
-    except DataError as error:
+    except EdgeClipError as error:
         said = str(error)
     assert "geheim" not in said.replace("geheim_token", "") and "bob" not in said
     assert hide_secrets("rtsp://host/a?channel=1") == "rtsp://host/a?channel=1"

@@ -5,22 +5,28 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from conftest import COLORS, solid
-from fake_capture import CAMERA, FILE, Fake, Fakes
+from fake_capture import CAMERA, FILE, Fake, Fakes, until
 from mjpeg_server import MjpegServer, jpeg, steady
 
 import runtime
 from runtime import grabber as grabber_module
 from runtime.errors import BackendUnavailable, DataError, FrameError
+from runtime.event import Event
 from runtime.frames import Color, Colors, Frame
+from runtime.outputs import Callback
 from runtime.prediction import Prediction
 from runtime.source_uri import SourceSpec
 from runtime.still import changed, thumbnail
 from runtime.stream import Seen, Stream
+from runtime.stream_run import run
 from runtime.stream_stats import SourceStats
+from runtime.timeline import TimelineOptions
+from runtime.watch import Watch
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +212,71 @@ def test_a_still_scene_is_classified_again_after_a_while() -> None:
         Model(), FILE, skip_still=True, opens=Fakes(Scene(120, fps=10, live=False))
     ) as stream:
         assert [seen.number for seen in stream if not seen.still] == [0, 50, 100]
+
+
+def test_other_prompts_of_the_same_names_are_asked_at_once() -> None:
+    model = Model()
+    with Stream(model, CAMERA, skip_still=300, opens=Fakes(Fake(fps=100))) as stream:
+        assert [next(stream).still for _ in range(3)] == [False, True, True]
+        model.labels = tuple(list(model.labels))
+        until(lambda: not next(stream).still, 1.0)
+        assert next(stream).still
+
+
+def test_a_summary_counts_what_was_under_way_at_the_end() -> None:
+    with MjpegServer(lambda connection: steady(100)) as server:
+        done = run(cast(Any, Model(0.05)), [server.url], Watch(), seconds=0.7)
+    [stats] = done.stats
+    assert stats.state == "live" and stats.dropped > 10 and done.why == "after 0.7 s"
+    assert stats.seen == stats.classified + stats.dropped + stats.broken
+
+
+def test_many_sources_that_hang_are_closed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.stream.CLOSING", 0.3)
+    hanging = [Fake(0, hangs=True) for _ in range(5)]
+    stream = Stream(Model(), [camera(n) for n in range(5)], opens=Fakes(*hanging))
+    time.sleep(0.1)
+    began = time.monotonic()
+    stream.close()
+    assert 0.2 < time.monotonic() - began < 1.0
+    for fake in hanging:
+        fake.freed.set()
+
+
+def test_a_camera_that_stays_lost_ends_its_labels_and_rules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("runtime.watch.PATIENCE", 0.3)
+    monkeypatch.setattr("runtime.stream.TICK", 0.05)
+    monkeypatch.setattr("runtime.grabber.FIRST_PAUSE", 0.1)
+    told: list[Event] = []
+    options = TimelineOptions(smooth=0, enter=0.3, leave=0.2, dwell=0)
+    watch = Watch(options, ["dark > 0.5 for 1s"], [Callback(told.append)])
+    fakes = Fakes(Fake(3, fps=50), *[FrameError("it is unplugged")] * 4, Fake(fps=50))
+    with Stream(Model(), CAMERA, opens=fakes, on_state=watch.state, on_tick=watch.tick) as stream:
+        threading.Timer(5.0, stream.stop).start()
+        for seen in stream:
+            watch.see(seen)
+            if fakes.opened > 5:
+                break
+    watch.close()
+    kinds = [event.kind for event in told]
+    assert kinds == ["started", "ended", "started", "ended"]  # and the rule has never fired
+
+
+@pytest.mark.parametrize("fate", [[Fake(fps=50)], []])
+def test_it_ticks_whether_frames_come_or_not(
+    fate: list[Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.stream.TICK", 0.05)
+    ticks: list[float] = []
+    with Stream(
+        Model(), CAMERA, opens=Fakes(*fate), on_tick=lambda: ticks.append(time.monotonic())
+    ) as stream:
+        threading.Timer(0.6, stream.stop).start()
+        for _ in stream:
+            pass
+    assert 3 <= len(ticks) <= 12
 
 
 @pytest.mark.parametrize("color", ["bgr", "bgra", "gray", "nv12"])

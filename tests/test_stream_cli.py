@@ -93,9 +93,17 @@ def test_mistakes_are_said_before_anything_is_done(
     edgeclip: Edgeclip, bundle: Path, video: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "out.mp4").write_text("mine")
+    (tmp_path / "two-door.mp4").write_text("mine")
     base = ["stream", bundle, "--source", video]
     for message, *more in (
         ("exists already", "--save", tmp_path / "out.mp4"),
+        (
+            "two-door.mp4 exists already",
+            "--save",
+            tmp_path / "two.mp4",
+            "--source",
+            "http://127.0.0.1:9/door.mjpg",
+        ),
         ("no video that is written", "--save", tmp_path / "out.gif"),
         ("ends in .png", "--timeline", tmp_path / "out.jpg"),
         ("no label or group 'cat'", "--rule", "cat > 0.5"),

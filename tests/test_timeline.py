@@ -18,6 +18,7 @@ from runtime.event import Event
 from runtime.event_file import EventFile
 from runtime.history import MOST_SAMPLES, History
 from runtime.outputs import Annotated, Callback, JsonLines
+from runtime.rules import Rule
 from runtime.smoother import Smoother
 from runtime.stream_run import write_timeline
 from runtime.timeline import Timeline, TimelineOptions
@@ -150,7 +151,7 @@ class Fails:
 
 
 def test_an_output_that_fails_keeps_no_other_from_its_end(tmp_path: Path) -> None:
-    video = Annotated(tmp_path / "out", several=True)
+    video = Annotated(tmp_path / "out", ["door", "0"])
     fails = [Fails(), Fails()]
     watch = Watch(TimelineOptions(smooth=0, dwell=0.5), outputs=[fails[0], video, fails[1]])
     for output in (video, fails[1]):
@@ -222,6 +223,20 @@ def test_a_camera_that_is_away_for_long_ends_its_labels(monkeypatch: pytest.Monk
     assert [event.kind for event in told] == ["started", "ended"]
     watch.see(seen(30.0, {"cat": 0.9}))
     assert [event.kind for event in told] == ["started", "ended", "started"]
+
+
+def test_rules_outlive_their_labels() -> None:
+    watch = Watch(TimelineOptions(smooth=0, dwell=0), ["cat > 0.6"])
+    watch.see(seen(1.0, {"cat": 0.9}))
+    watch.lost("door")
+    assert [e.kind for e in watch.see(seen(9.0, {"dog": 0.9})) if e.label == "cat > 0.6"] == []
+    watch.see(seen(9.0, {"dog": 0.9}, "a source that comes late"))
+    fired = watch.see(seen(9.1, {"cat": 0.9}, "a source that comes late"))
+    assert [e.kind for e in fired if e.label == "cat > 0.6"] == ["fired"]
+    with pytest.raises(DataError, match="no label"):
+        Watch(rules=["cat > 0.6"]).see(seen(1.0, {"dog": 0.9}))
+    early = Watch(rules=[Rule.parse("cat > 0.6", ["cat"])])
+    early.see(seen(1.0, {"dog": 0.9}))
 
 
 def test_json_lines_of_frames_are_thinned_by_time() -> None:
@@ -308,8 +323,9 @@ def test_nothing_is_left_where_no_frame_came_and_nothing_is_overwritten(tmp_path
 
 
 def test_pictures_and_videos_of_several_sources(tmp_path: Path) -> None:
-    output = Annotated(tmp_path / "out", several=True)
-    for source in ("rtsp://a/door.mjpg", "rtsp://b/door.mjpg", "0"):
+    sources = ["rtsp://a/door.mjpg", "rtsp://b/door.mjpg", "0"]
+    output = Annotated(tmp_path / "out", sources)
+    for source in sources:
         output.frame(seen(0.0, {"cat": 0.9}, source), {"cat": 0.9}, ["cat"])
     output.close()
     assert {path.name for path in output.written} == {"out-door", "out-door-2", "out-0"}

@@ -21,7 +21,7 @@ from .refusal import Refusal, client_of
 
 OPEN = ("/health", "/ready")  # for whoever looks after the process
 COOKIE = "edgeclip_token"
-SHORTEST = 8
+SHORTEST = 16  # characters, which nobody guesses
 GUESSES = 20  # wrong tokens of an address, before it is sent away for two seconds each
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -84,8 +84,9 @@ class Access:
         if kind.lower() == "bearer":
             return self._check(scope, token.strip())
         if cookie := connection.cookies.get(COOKIE):
-            if _same(cookie, self._cookie):  # nobody guesses it: one that is old is no attack
+            if _same(cookie, self._cookie):
                 return
+            self._count_guess(scope)
             raise _unauthorized("the token is another one by now: open /?token=... again")
         raise _unauthorized(
             "this server needs its token: open /?token=... in a browser, or send the header "
@@ -93,13 +94,18 @@ class Access:
         )
 
     def _check(self, scope: Scope, given: str) -> None:
-        """Compares in constant time. Raises Refusal; 429 for who guesses."""
+        """Compares in constant time. Raises Refusal."""
         if _same(given, self._token or ""):
             return
+        self._count_guess(scope)
+        raise _unauthorized("the token is wrong")
+
+    def _count_guess(self, scope: Scope) -> None:
+        """Raises Refusal, 429, for who guesses on and on. The right token is let in all the same:
+        nobody is locked out by what others do behind the same address."""
         if pause := self._wrong.take(client_of(scope)):
             headers = {"Retry-After": str(pause)}
             raise Refusal(429, "too many wrong tokens from this address: wait", headers)
-        raise _unauthorized("the token is wrong")
 
     def _check_host(self, headers: Headers) -> None:
         name = host_name(headers.get("host", ""))

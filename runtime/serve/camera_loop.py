@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import EdgeClipError
 from ..log import log
 from ..outputs import Output
+from ..rules import Rule
 from ..stream import Classifies, Stream
 from ..stream_run import log_state
 from ..stream_stats import SourceStats
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 160  # pixels
 FRESH = 0.25  # seconds: statistics are not counted more often, whoever asks for them
-SETTLED = 1.0  # seconds after which no frame of a source that has ended is on its way any more
 STUCK = 20.0  # seconds in which some frame of live cameras must have been classified
 PATIENCE = 10.0  # seconds for the last frame when it is stopped
 OnState = Callable[[str, "State", str], None]
@@ -36,20 +36,19 @@ class CameraLoop:
 
     def __init__(
         self,
-        open_stream: Callable[[OnState], Stream],
+        open_stream: Callable[[OnState, Callable[[], None]], Stream],
         calm: TimelineOptions | None = None,
-        rules: Sequence[str] = (),
+        rules: Sequence[str | Rule] = (),
         outputs: Sequence[Output] = (),
         fps: float | None = None,
     ) -> None:
         self.error: BaseException | None = None
         self.on_error: Callable[[], None] = lambda: None
-        self.stream = open_stream(self._told)
+        self.stream = open_stream(self._told, lambda: self.watch.tick())
         self.hub = Hub(self.stream.names)
         self.watch = Watch(calm, rules, [self.hub, *outputs], THUMBNAIL)
         self._stuck_after = max(STUCK, 3 / fps) if fps else STUCK
         self._stopping = False
-        self._ended: dict[str, float] = {}
         self._lock = threading.Lock()
         self._stats: tuple[float, list[SourceStats]] = (0.0, [])
         self._thread = threading.Thread(target=self._run, name="edgeclip cameras", daemon=True)
@@ -99,7 +98,6 @@ class CameraLoop:
                 with self.stream as stream:
                     for seen in stream:
                         self.watch.see(seen)
-                        self._end_what_is_over(seen.source)
             finally:
                 self.watch.close()
         except BaseException as error:
@@ -112,25 +110,16 @@ class CameraLoop:
                 log.warning("all sources have ended; the server goes on")
 
     def _told(self, source: str, state: "State", reason: str) -> None:
-        if state == "ended":
-            self._ended[source] = time.monotonic()
         self.watch.state(source, state, reason)
         self.hub.state(source, state, reason)
         log_state(source, state, reason)
-
-    def _end_what_is_over(self, seen: str) -> None:
-        """Ends the labels of files that were read to their end, when their last frame was seen."""
-        for source, at in list(self._ended.items()):
-            if source != seen and time.monotonic() - at > SETTLED:
-                del self._ended[source]
-                self.watch.lost(source)
 
 
 def watch_cameras(
     classifier: Classifies,
     sources: Sequence[str],
     calm: TimelineOptions,
-    rules: Sequence[str],
+    rules: Sequence[str | Rule],
     outputs: Sequence[Output],
     *,
     fps: float | None = None,
@@ -142,8 +131,8 @@ def watch_cameras(
     if not sources:
         return None
 
-    def opened(told: OnState) -> Stream:
+    def opened(told: OnState, tick: Callable[[], None]) -> Stream:
         return Stream(classifier, sources, fps=fps, realtime=realtime, skip_still=skip_still,
-                      on_state=told)  # fmt: skip
+                      on_state=told, on_tick=tick)  # fmt: skip
 
     return CameraLoop(opened, calm, rules, outputs, fps)

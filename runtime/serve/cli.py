@@ -14,9 +14,9 @@ from ..stream_cli import (
     Mqtt,
     RuleTexts,
     SkipStill,
-    check_rules,
     event_outputs,
     mqtt_output,
+    parsed_rules,
 )
 
 if TYPE_CHECKING:
@@ -91,11 +91,11 @@ def serve(
     calm = TimelineOptions(smooth, enter, leave, dwell)
     with bound(host, port) as listening:
         classifier = loaded(bundle, labels, templates, prompts, backend, precision)
-        check_rules(classifier, rule or [])
+        rules = parsed_rules(classifier, rule or [])
         log.info("%r", classifier)
         broker = mqtt_output(mqtt)
         cameras = watch_cameras(
-            classifier, source or [], calm, rule or [], event_outputs(events, broker),
+            classifier, source or [], calm, rules, event_outputs(events, broker),
             fps=fps, realtime=realtime, skip_still=skip_still,
         )  # fmt: skip
         server = _server(classifier, cameras, token, host, max_body, max_pixels, rate)

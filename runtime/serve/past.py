@@ -18,11 +18,17 @@ def past_json(
         return shown
     shown |= {"start": round(past.start, 3), "end": round(past.end, 3)}
     over = list(past.spans)[-MOST_SPANS:]
-    spans = [(span.label, span.start, span.end, span.rule) for span in over]
-    spans += [(label, start, past.end, rule) for (label, rule), start in began.items()]
+    spans = [(span.label, span.start, span.end, span.rule, False) for span in over]
+    spans += [(label, start, past.end, rule, True) for (label, rule), start in began.items()]
     shown["spans"] = [
-        {"label": label, "start": round(start, 3), "end": round(end, 3), "rule": rule}
-        for label, start, end, rule in spans
+        {
+            "label": label,
+            "start": round(start, 3),
+            "end": round(end, 3),
+            "rule": rule,
+            "open": goes_on,
+        }
+        for label, start, end, rule, goes_on in spans
     ]
     shown["curves"] = _curves(past, frozenset(labels))
     return shown

@@ -2,6 +2,7 @@
 
 const STEP = 0.2; // seconds between the points of a curve
 const LONGEST = 1800; // seconds that are kept
+const ANEW = 5; // seconds back: the source began anew; less is a message that took longer
 const GAP = 2; // seconds after which a label that comes back has a span of its own
 
 export class Track {
@@ -21,13 +22,14 @@ export class Track {
     if (end === null || !Object.keys(curves).length) return;
     [this.start, this.end] = [start, end];
     this.curves = new Map(Object.entries(curves));
-    this.spans = spans;
+    this.spans = spans.map((span) => ({ ...span, open: span.rule && span.open }));
   }
 
   /** Takes a source's part of a live message. */
   see({ time, scores, active }) {
     if (time === null || time === this.end) return;
-    if (this.end !== null && time < this.end) this.clear(); // it began anew
+    if (this.end !== null && time < this.end - ANEW) this.clear();
+    if (this.end !== null && time < this.end) return;
     this.start ??= time;
     this.end = time;
     for (const [label, score] of scores) this.point(label, time, score);
