@@ -64,6 +64,7 @@ class Grabber:
         self._news = news or threading.Condition()
         self._opens = opens
         self._waiting: Grabbed | None = None
+        self._waiting_since = 0.0
         self._rhythm = Rhythm()
         self._counters = Counters()
         self._state: State = "connecting"
@@ -123,7 +124,7 @@ class Grabber:
         """Holds the lock."""
         waiting = self._waiting
         if waiting and self.spec.live:
-            if self._rhythm.is_stale(waiting.time_captured, time.monotonic()):
+            if self._rhythm.is_stale(self._waiting_since, time.monotonic()):
                 self._waiting = None
                 self._counters.dropped += 1
 
@@ -306,7 +307,7 @@ class _Reader:
             if not pace.wants(captured if position is None else position):
                 of._counters.thinned += 1
                 return True
-            of._rhythm.came(captured)
+            of._rhythm.came(captured, capture.missed)
         frame = self._pixels(capture)
         if frame is None:
             return self._broken < MAX_BROKEN or not of.spec.live
@@ -344,7 +345,7 @@ class _Reader:
                 of._counters.dropped += 1
                 return False
             of._counters.dropped += of._waiting is not None
-            of._waiting = grabbed
+            of._waiting, of._waiting_since = grabbed, time.monotonic()
             of._say("live")
             of._news.notify_all()
             return True

@@ -3,7 +3,6 @@ when they are too old."""
 
 from collections import deque
 from itertools import pairwise
-from statistics import median
 
 
 class Pace:
@@ -48,15 +47,15 @@ class Rhythm:
         """Forgets the frames before a pause."""
         self._times.clear()
 
-    def came(self, time: float) -> None:
-        """Notes a frame."""
-        self._times.append(time)
+    def came(self, time: float, missed: int = 0) -> None:
+        """Notes a frame, and so many before it that were passed over for it."""
+        self._times.extend([time] * (1 + missed))
 
     def is_stale(self, came: float, now: float) -> bool:
         """Whether a frame that came then has waited for too long by now."""
         gaps = sorted(after - before for before, after in pairwise(self._times))
         if not gaps:
             return False
-        # The median is not misled by pauses; of frames that come in bursts it is nothing.
+        # A quarter is not misled by pauses; of frames that come in bursts it is nothing.
         mean = sum(gaps[:-1]) / max(1, len(gaps) - 1)
-        return now - came > 2 * max(median(gaps), mean / 2)
+        return now - came > 2 * max(gaps[len(gaps) // 4], mean / 2)
