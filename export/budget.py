@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from runtime.errors import DataError
+from runtime.folders import check_target
 from training.distill_options import DistillOptions
+from training.model import CONFIG
 from training.search import merit
 
 from .tower_facts import facts, presets
@@ -20,6 +22,17 @@ FOUND = "budget.json"
 MOST_TRIED = 4
 SHARE = 4  # a trial has the fourth part of the epochs
 Distils = Callable[..., dict[str, Any]]
+
+
+def check(chosen: Mapping[str, Any]) -> None:
+    """Raises DataError for options that trials would be lost for."""
+    if chosen["student"]:
+        raise DataError("--budget-ms finds a student: leave out --student")
+    if chosen["devices"] * chosen["nodes"] > 1:
+        raise DataError("--budget-ms tries students on one device: leave out --devices and --nodes")
+    if chosen["val"] is None and not chosen["held_out"]:
+        raise DataError("--budget-ms compares students on held-out pictures: give --val")
+    check_target(chosen["out"], CONFIG, chosen["force"] or chosen["resume"])
 
 
 def proposed(budget_ms: float, backend: str, console: Console) -> list[str]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from runtime.errors import DataError
 from training.cli import is_first_process, offer, signature
 from training.distill_options import DistillOptions, is_offered
 from training.search_cli import PARAMETERS, searched
@@ -62,7 +61,11 @@ def distill(**chosen: Any) -> None:
     if trials:  # they, and the bundle's report, ask the teacher once
         cache = options.cache or options.out.with_name(options.out.name + ".teacher")
         options = dataclasses.replace(options, cache=cache)
-    record = _searched(options, trials, over) if trials else run(options, quiet=as_json)
+    record = None
+    if bundle and options.resume:  # what was cut off may have been the export
+        record = _finished(options)
+    if record is None:
+        record = _searched(options, trials, over) if trials else run(options, quiet=as_json)
     if not is_first_process():
         return
     if bundle:
@@ -83,16 +86,30 @@ def _check_text(options: DistillOptions) -> None:
         text_tower(open_teacher(options.teacher))
 
 
+def _finished(options: DistillOptions) -> dict[str, Any] | None:
+    """The record of this very run, if it has come to its end."""
+    from training.distill import settled
+    from training.model import RECORD
+    from training.options import FREE_ON_RESUME
+    from training.results import has_ended
+
+    if not has_ended(options.out):
+        return None
+    record: dict[str, Any] = json.loads((options.out / RECORD).read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(settled(options).describe()))
+    other = [k for k, v in now.items() if k not in FREE_ON_RESUME and record["options"].get(k) != v]
+    return None if other else record
+
+
 def _students(
     chosen: dict[str, Any], budget: float | None, backend: str, console: "Console"
 ) -> list[str]:
     """The students to try; the first is chosen for the while. Empty without --budget-ms."""
     if budget is None:
         return []
-    if chosen["student"]:
-        raise DataError("--budget-ms finds a student: leave out --student")
-    from .budget import proposed
+    from .budget import check, proposed
 
+    check(chosen)
     names = proposed(budget, backend, console)
     chosen["student"] = names[0]
     return names

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import torch
@@ -46,7 +47,7 @@ def presets() -> list[str]:
 def facts(name: str) -> Facts:
     """The facts of a preset, an open_clip model, a config or a checkpoint folder; counted once on a
     machine for each. Raises DataError for a name that is none of these."""
-    key = {"name": name, "torch": torch.__version__, "preset": _digest(name)}
+    key = {"name": name, "torch": torch.__version__, "preset": digest(name)}
     found = recall("towers", key, Facts) if key["preset"] else None
     if found is None:
         found = count(create(name))
@@ -88,13 +89,13 @@ def suitability(tower: nn.Module) -> str:
     return "good: convolutions and ReLU"
 
 
-def _digest(name: str) -> str:
+def digest(name: str) -> str:
     """What a name stands for: a preset's content, an open_clip name itself; nothing for a path,
     which may hold anything tomorrow."""
     preset = PRESETS / f"{name}.json"
     if preset.is_file():
         return hashlib.sha256(preset.read_bytes()).hexdigest()
-    return "" if "/" in name or name.endswith(".json") else json.dumps(name)
+    return "" if Path(name).expanduser().exists() else json.dumps(name)
 
 
 def listed(names: Sequence[str]) -> list[str]:

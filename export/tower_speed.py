@@ -25,7 +25,7 @@ from runtime.remembered import recall, remember, this_machine
 from training.model import ClipModel, create
 
 from .to_onnx import write_onnx
-from .tower_facts import facts
+from .tower_facts import digest, facts
 from .towers import ImageEncoder
 
 BACKENDS = ("onnxruntime", "openvino")
@@ -43,7 +43,8 @@ class Speed(msgspec.Struct, frozen=True):
 
 def recalled(name: str) -> Speed | None:
     """What was measured here before; None where nothing was."""
-    return recall("speed", _key(name), Speed)
+    key = _key(name)
+    return recall("speed", key, Speed) if key["tower"] else None
 
 
 def measured(name: str, tell: Callable[[str], None] = lambda _: None) -> Speed:
@@ -55,7 +56,8 @@ def measured(name: str, tell: Callable[[str], None] = lambda _: None) -> Speed:
         with tempfile.TemporaryDirectory() as folder, _encoders(name, Path(folder)) as encoders:
             tell(f"Measuring {name}")
             found = Speed(name, _in_turns(encoders, create(name)))
-        remember("speed", _key(name), found)
+        if (key := _key(name))["tower"]:
+            remember("speed", key, found)
     return found
 
 
@@ -84,7 +86,7 @@ def fitting(
 
 
 def _key(name: str) -> Mapping[str, object]:
-    return {"tower": name, "torch": torch.__version__, **this_machine()}
+    return {"tower": digest(name), "torch": torch.__version__, **this_machine()}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from training.distill_images import open_images
 from training.distill_options import DistillOptions
 from training.evaluate import checkpoint_subject
 from training.model import create
+from training.rivals import split
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -243,6 +245,14 @@ def test_the_command_makes_a_bundle_of_the_student(
     assert {row["backend"] for row in found["ms"]} >= {"onnxruntime"}
     assert "## The bundle" in (tmp_path / "out/report/report.md").read_text()
     assert (tmp_path / "bundle/prompts/default.safetensors").exists()
+    # What was cut off in the export goes on with the export.
+    shutil.rmtree(tmp_path / "bundle")
+    monkeypatch.setattr("training.distill.run", None)  # would fail
+    monkeypatch.setattr("sys.argv", ["edgeclip", *map(str, arguments), "--resume"])
+    with pytest.raises(SystemExit) as again:
+        main()
+    assert again.value.code == ended.value.code
+    assert (tmp_path / "bundle/prompts/default.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -280,9 +290,28 @@ def test_a_budget_finds_the_student(
     assert set(found["reached"]) == {tiny, str(half)}
     assert found["student"] == max(found["reached"], key=found["reached"].get)
     assert json.loads(result.stdout)["options"]["student"] == found["student"]
-    named = [*command, "--student", half, "--force"]
-    with pytest.raises(DataError, match="leave out --student"):
-        CliRunner().invoke(app, list(map(str, named)), catch_exceptions=False)
+    for message, *more in (
+        ("leave out --student", "--student", half, "--force"),
+        ("exists already",),
+        ("on one device", "--devices", 2, "--force"),
+        ("give --val", "--held-out", 0, "--force"),
+    ):
+        wrong = list(map(str, [*command, *more]))
+        with pytest.raises(DataError, match=message):
+            CliRunner().invoke(app, wrong, catch_exceptions=False)
+
+
+def test_what_is_held_out_is_moved_by_no_other_picture() -> None:
+    digests = np.random.default_rng(0).integers(0, 256, (1000, 16), np.uint8)
+    digests[501] = digests[500]
+    learn, compare = split(digests, 0.1, 3)
+    assert sorted([*learn, *compare]) == list(range(1000)) and len(compare) in (100, 101)
+    assert (500 in compare) == (501 in compare)
+    assert split(digests, 0.1, 4)[1] != compare
+    more = np.concatenate([digests[::-1], np.full((10, 16), 7, np.uint8)])
+    moved = {999 - row for row in split(more, 0.1, 3)[1]} ^ set(compare)
+    assert len(moved) < 5
+    assert split(digests, 0.0, 3) == (list(range(1000)), [])
 
 
 def test_a_distillation_is_searched_with_one_cache_of_the_teacher(

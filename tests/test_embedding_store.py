@@ -1,5 +1,7 @@
 """The store of embeddings: what it lists is whole, whatever happened to who wrote it."""
 
+import errno
+import json
 import os
 import pickle
 import subprocess
@@ -56,6 +58,7 @@ def test_what_was_written_is_found_by_a_new_reader(tmp_path: Path) -> None:
 
 def test_shards_are_written_when_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding_store, "SHARD", 4)
+    monkeypatch.setattr(embedding_store, "MERGED", 4)
     store = made(tmp_path / "s")
     with store.writing() as writer:
         for first in range(0, 20, 2):
@@ -63,6 +66,37 @@ def test_shards_are_written_when_full(tmp_path: Path, monkeypatch: pytest.Monkey
             writer.add(things(first, 2), np.zeros(2, int), none, values(first, 2))
     assert len(list((tmp_path / "s").glob("*.rows.npy"))) == 5
     assert np.array_equal(store.rows(store.find(things(0, 20), [0])[:, 0]), values(0, 20))
+
+
+def test_small_shards_become_one_and_hold_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding_store, "MERGED", 10)
+    folder = tmp_path / "s"
+    fill(made(folder), 0, 4)
+    reader = pickle.dumps(made(folder))
+    before = len(os.listdir("/proc/self/fd"))
+    for first in range(4, 24, 4):
+        fill(made(folder), first, 4)
+    store = made(folder)
+    shards = json.loads((folder / "manifest.json").read_text())["shards"]
+    assert [shard["rows"] for shard in shards] == [8, 8, 8]
+    assert len(list(folder.glob("*.npy"))) == 6  # and what they were made of is gone
+    for own in (store, pickle.loads(reader)):
+        assert np.array_equal(own.rows(own.find(things(0, 24), [0])[:, 0]), values(0, 24))
+        assert np.array_equal(own.rows(np.arange(4)), values(0, 4))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_limit_on_files_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(made(tmp_path / "s"), 0, 4)
+
+    def load(*_: object, **more: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(np, "load", load)
+    with pytest.raises(DataError, match="ulimit -n"):
+        made(tmp_path / "s")
 
 
 KILLED = """

@@ -13,6 +13,7 @@ from export.cli import app
 from export.tower_facts import JETSON, KNOWN, Facts, facts, presets
 from export.tower_speed import Speed, fitting, measured, recalled
 from runtime.errors import DataError
+from training.model import PRESETS
 
 TINY = str(Path(__file__).parent / "tiny.json")
 
@@ -36,14 +37,18 @@ def test_figures_of_a_jetson_are_of_towers_that_are_listed() -> None:
     assert set(JETSON) <= {*presets(), *KNOWN}
 
 
-def test_a_tower_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tower_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tower_speed, "SECONDS", 0.01)
     assert recalled("nano") is None
     first = measured("nano")
     assert {"onnxruntime fp32", "onnxruntime int8"} <= set(first.ms)
     assert all(ms > 0 for ms in first.ms.values())
-    monkeypatch.setattr(tower_speed, "create", None)  # would fail
-    assert measured("nano") == recalled("nano") == first
+    with monkeypatch.context() as patch:
+        patch.setattr(tower_speed, "create", None)  # would fail
+        assert measured("nano") == recalled("nano") == first
+    file = tmp_path / "own.json"  # may be another network tomorrow
+    file.write_bytes((PRESETS / "nano.json").read_bytes())
+    assert measured(str(file)).ms and recalled(str(file)) is None
 
 
 def test_of_those_that_fit_the_largest_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

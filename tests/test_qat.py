@@ -34,6 +34,7 @@ from runtime import manifest
 from runtime.errors import DataError
 from training import qat_ranges
 from training.batches import Batch
+from training.cost import multiply_adds
 from training.evaluate import image_encoder
 from training.fake_quant import FakeConv2d, Quantizer, fake_layers, steps
 from training.finetune import Guard
@@ -274,6 +275,7 @@ def test_every_preset_can_be_wrapped(preset: str) -> None:
     merged = ImageEncoder(create(preset)).tower.modules()
     layers = [module for module in merged if isinstance(module, nn.Conv2d | nn.Linear)]
     assert len(fake_layers(clip.model)) == len(layers)
+    assert multiply_adds(clip) == multiply_adds(create(preset))
 
 
 def test_a_block_that_is_not_known_is_refused() -> None:

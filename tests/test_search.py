@@ -32,14 +32,19 @@ def options(squares: Path, tmp_path: Path) -> TrainOptions:
 class Fake:
     """A training whose figure is the better the nearer lr is to 3e-3."""
 
-    def __init__(self, fails_at: int | None = None) -> None:
+    def __init__(
+        self, fails_at: int | None = None, error: type[BaseException] = KeyboardInterrupt
+    ) -> None:
         self.lrs: list[float] = []
-        self.fails_at = fails_at
+        self.fails_at, self.error = fails_at, error
 
     def __call__(self, options: TrainOptions, told: Told) -> dict[str, Any]:
         self.lrs.append(options.lr)
         if len(self.lrs) == self.fails_at:
-            raise KeyboardInterrupt
+            state = options.out.with_name(options.out.name + ".run")
+            state.mkdir()
+            (state / "last.ckpt").touch()
+            raise self.error("the loss became nan")
         reached = 1 / (1 + abs(options.lr / 3e-3 - 1))
         for epoch in range(1, options.epochs + 1):
             told({"epoch": epoch, "top1": reached * epoch / options.epochs})
@@ -79,6 +84,28 @@ def test_a_search_that_was_killed_goes_on(options: TrainOptions) -> None:
     record = search(resumed, 4, second := Fake()).run()
     assert second.lrs[0] == first.lrs[-1] and len(second.lrs) == 2
     assert len(record["search"]["trials"]) == 4
+
+
+def test_a_trial_that_fails_is_one_of_them(options: TrainOptions) -> None:
+    record = search(options, 4, train := Fake(fails_at=2, error=DataError)).run()
+    assert len(train.lrs) == 4 and len(record["search"]["trials"]) == 3
+    [failed] = record["search"]["failed"]
+    assert failed["values"] == {"lr": train.lrs[1]} and "nan" in failed["error"]
+    assert not list(options.out.with_name("out.search").rglob("last.ckpt"))
+    again = search(changed(options, {}, resume=True), 4, more := Fake()).run()
+    assert more.lrs == [] and again["search"] == record["search"]
+
+
+def test_options_that_fail_as_they_are_end_the_search(options: TrainOptions) -> None:
+    with pytest.raises(DataError, match="nan"):
+        search(options, 4, Fake(fails_at=1, error=DataError)).run()
+
+
+def test_a_search_over_what_the_model_has_not_is_refused(options: TrainOptions) -> None:
+    own = Search(options, 4, ("width", "dropout"), {}, Fake(), console=Console(quiet=True))
+    with pytest.raises(DataError, match="over width, dropout varies nothing"):
+        own.run()
+    assert not options.out.with_name("out.search").exists()
 
 
 def test_another_search_is_not_gone_on_with(options: TrainOptions) -> None:
@@ -122,6 +149,14 @@ def test_a_transformer_has_narrower_widths() -> None:
 
 def test_weights_that_are_there_fit_no_other_model(options: TrainOptions) -> None:
     assert set(given(options, {}, SEARCHED)) == {"lr", "batch", "weight_decay", "warmup"}
+
+
+def test_few_captions_are_compared_by_what_there_is() -> None:
+    few = {"image_to_text_r5": 0.6, "text_to_image_r5": 0.4, "text_to_image_r1": 0.1}
+    assert merit(few | {"image_to_text_r10": 0.9}) == 0.5
+    assert merit({"image_to_text_r1": 0.6, "teacher_cosine": 0.3}) == 0.3
+    with pytest.raises(DataError, match="too little"):
+        merit({"loss": 1.0})
 
 
 def test_captions_are_compared_by_recall() -> None:

@@ -177,6 +177,10 @@ def test_unreadable_pictures_are_left_out(checkpoint: Path, pictures: Path, tmp_
     assert [(Path(bad.item).name, bad.reason) for bad in pairs.bad] == [
         ("bad.png", "unreadable picture")
     ]
+    clip = opened(checkpoint)
+    other = Teacher(clip, tmp_path / "new", changes(clip), seed=0, workers=0, asked=False)
+    with pytest.raises(DataError, match="none of the 6 pictures"):  # it waits for who asks
+        other.see(pairs, digests(pairs.files, QUIET)[0], [1], QUIET)
     for file in pictures.glob("*[01].png"):
         file.unlink()
     with pytest.raises(DataError, match="none of the 1 pictures"):

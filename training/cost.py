@@ -12,7 +12,8 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .model import ClipModel
+from .fake_quant import fake_layers
+from .model import ClipModel, create_from
 
 
 def parameters(module: nn.Module) -> int:
@@ -27,8 +28,10 @@ def text_parameters(clip: ClipModel) -> int:
 
 
 def tower_as_exported(clip: ClipModel) -> nn.Module:
-    """A copy of the image tower, its branches merged where it has some for the training alone."""
-    tower: Any = copy.deepcopy(clip.model.visual).eval()
+    """A copy of the image tower, its branches merged where it has some for the training alone; of
+    one in quantisation-aware training its architecture."""
+    plain = create_from(clip.config, clip.name, 0) if fake_layers(clip.model) else clip
+    tower: Any = copy.deepcopy(plain.model.visual).eval()
     if hasattr(tower, "trunk"):
         tower.trunk = reparameterize_model(tower.trunk)
     made: nn.Module = tower

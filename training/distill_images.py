@@ -17,6 +17,8 @@ from runtime.sources import VIDEOS
 from .embedding_store import DIGEST, Digests
 from .video_frames import frames_of_video
 
+_AT_ONCE = 4096  # files
+
 
 def open_images(
     sources: Sequence[Path], fps: float, room: Path, max_bad: float, progress: Progress
@@ -70,11 +72,12 @@ def digests(files: Sequence[Path], progress: Progress) -> tuple[Digests, list[in
     made = np.zeros((len(files), DIGEST), np.uint8)
     good = []
     with ThreadPoolExecutor() as pool:
-        for row, found in enumerate(pool.map(_digest, files)):
-            if found:
-                made[row] = np.frombuffer(found, np.uint8)
-                good.append(row)
-            progress.advance(task)
+        for begin in range(0, len(files), _AT_ONCE):  # what a pool is given it holds
+            for row, found in enumerate(pool.map(_digest, files[begin : begin + _AT_ONCE]), begin):
+                if found:
+                    made[row] = np.frombuffer(found, np.uint8)
+                    good.append(row)
+                progress.advance(task)
     progress.remove_task(task)
     return made, good
 

@@ -74,7 +74,7 @@ def prepare_distillation(
         require_trained(student, "--student")
     if options.grad_checkpointing:
         student.model.set_grad_checkpointing(True)
-    teacher = _teacher(options, clip, student)
+    teacher = _teacher(options, clip, student, fabric.is_global_zero)
     with Progress(console=console, transient=True, disable=console.quiet) as progress:
         pairs, hashes = _pictures(options, console, progress)
         if heir:
@@ -82,7 +82,7 @@ def prepare_distillation(
         clip.model.to(fabric.device)
         student.model.to(fabric.device)
         bank = _bank(options, teacher)
-        learn, compare = _parts(options, pairs)
+        learn, compare = _parts(options, hashes)
         texts = _texts(options, pairs.keep(learn))
         rivals = _rivals(options, teacher, student, texts, pairs, hashes, compare, progress)
         towers = _towers(student, teacher, texts)
@@ -91,6 +91,8 @@ def prepare_distillation(
     check_bad(rows.pairs.bad, len(pairs) + len(pairs.bad), options.max_bad, "--images")
     plan = make_plan([Source("--images", rows.pairs, 1.0)], options, fabric.world_size)
     about = _about(options, teacher, rows.pairs, hashes, len(rows.places[0]))
+    if bank is not None:
+        about["labels"] = hashlib.sha256(repr(options.label_set).encode()).hexdigest()
     if texts:
         about["texts"] = _about_texts(texts)
     return DistillMaterial(
@@ -106,27 +108,29 @@ def reopen_rivals(options: DistillOptions) -> Rivals | None:
     teacher = _teacher(options, clip, student)
     with Progress(disable=True) as progress:
         pairs, hashes = _pictures(options, Console(quiet=True), progress)
-        learn, compare = _parts(options, pairs)
+        learn, compare = _parts(options, hashes)
         texts = _texts(options, pairs.keep(learn))
         return _rivals(options, teacher, student, texts, pairs, hashes, compare, progress)
 
 
-def _teacher(options: DistillOptions, clip: ClipModel, student: ClipModel) -> Teacher:
+def _teacher(
+    options: DistillOptions, clip: ClipModel, student: ClipModel, asked: bool = True
+) -> Teacher:
     room = options.cache or options.run
     view = Augmentation(student.image, options.crop, options.flip, options.rotate, options.jitter)
     return Teacher(
         clip, room / "teacher", view, options.seed, options.workers, options.tokenizer,
-        options.precision,
+        options.precision, asked,
     )  # fmt: skip
 
 
-def _parts(options: DistillOptions, pairs: Pairs) -> tuple[list[int], list[int]]:
+def _parts(options: DistillOptions, hashes: Digests) -> tuple[list[int], list[int]]:
     """The rows to learn from, and those to compare on where there is no --val."""
-    learn, compare = list(range(len(pairs))), list[int]()
+    learn, compare = list(range(len(hashes))), list[int]()
     if options.val is None:
-        learn, compare = split(pairs, options.held_out, options.seed)
+        learn, compare = split(hashes, options.held_out, options.seed)
     if not learn:
-        raise DataError(f"--images: {len(pairs)} pictures are too few")
+        raise DataError(f"--images: {len(hashes)} pictures are too few")
     return learn, compare
 
 

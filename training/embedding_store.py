@@ -6,9 +6,11 @@
 
 A row is of a thing (a picture or text, by the digest of its content) and a number (of the view).
 A shard is written beside, renamed, and then listed: whatever kills the process, what is listed is
-whole, and what was lost is at most what came after it.
+whole, and what was lost is at most what came after it. When the writing ends neighbouring shards
+become one, for each that is mapped holds a file open.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -16,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,9 @@ from runtime.errors import DataError
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 FORMAT = 1
-SHARD = 8192  # rows at most
+SHARD = 8192  # rows at most, as they are written
+MERGED = 131072  # rows at most, in the end
+WHOLE = 1 << 20  # bytes: smaller files are read, not mapped
 SECONDS = 30.0  # a shard is also written after so long
 DIGEST = 16  # bytes
 Digests = NDArray[np.uint8]
@@ -57,6 +61,7 @@ class EmbeddingStore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # a worker maps the files by itself
         vars(self).update(state)
+        self._shards = self._listed()  # they may have been merged: places stay
         self._open()
 
     def find(self, digests: Digests, numbers: Sequence[int]) -> NDArray[np.int64]:
@@ -104,20 +109,60 @@ class EmbeddingStore:
             finally:
                 writer.flush()
                 self._open()
+            self._merge()
 
     def write(self, index: NDArray[Any], rows: Rows) -> None:
         """Writes one shard, then the manifest that lists it."""
-        name = f"{len(self._shards):05d}"
-        try:
+        self._list([*self._shards, self._saved(index, rows)])
+
+    def _saved(self, index: NDArray[Any], rows: Rows) -> dict[str, Any]:
+        """Writes the files of a shard; what the manifest will say of it."""
+        made = {"name": f"{self._next:05d}", "rows": len(rows)}
+        self._next += 1
+        with self._kept():
             for kind, values in (("rows", rows), ("index", index)):
-                _save(self.folder / f"{name}.{kind}.npy", values)
-            self._shards.append({"name": name, "rows": len(rows)})
-            text = json.dumps({**self._what, "shards": self._shards}, indent=1)
-            beside = self.folder / f".{MANIFEST}"
+                _save(self._file(made, kind), values)
+        return made
+
+    def _list(self, shards: list[dict[str, Any]]) -> None:
+        """Writes the manifest."""
+        text = json.dumps({**self._what, "shards": shards}, indent=1)
+        beside = self.folder / f".{MANIFEST}"
+        with self._kept():
             beside.write_text(text + "\n", encoding="utf-8")
             beside.replace(self.folder / MANIFEST)
+        self._shards = shards
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise DataError(f"embeddings cannot be kept in {self.folder}: {error}") from error
+
+    def _merge(self) -> None:
+        """Makes one of neighbouring shards, up to `MERGED` rows; places stay as they are."""
+        groups = _groups([shard["rows"] for shard in self._shards])
+        if len(groups) == len(self._shards):
+            return
+        shards = [
+            self._shards[own[0]]
+            if len(own) == 1
+            else self._saved(
+                np.concatenate([self._index[n] for n in own]),
+                np.concatenate([self._rows[n] for n in own]),
+            )
+            for own in groups
+        ]
+        old = [shard for shard in self._shards if shard not in shards]
+        self._list(shards)
+        self._open()
+        for shard in old:
+            for kind in ("rows", "index"):
+                self._file(shard, kind).unlink(missing_ok=True)
+
+    def _file(self, shard: Mapping[str, Any], kind: str) -> Path:
+        return self.folder / f"{shard['name']}.{kind}.npy"
 
     def entries(
         self, digests: Digests, numbers: NDArray[np.integer], about: NDArray[np.float32]
@@ -149,7 +194,8 @@ class EmbeddingStore:
                 ("rows", self._rows, (shard["rows"], self.width), np.dtype(np.float16)),
                 ("index", self._index, (shard["rows"],), self._type),
             ):
-                into.append(_mapped(self.folder / f"{shard['name']}.{kind}.npy", shape, dtype))
+                into.append(_mapped(self._file(shard, kind), shape, dtype))
+        self._next = max((int(shard["name"]) for shard in self._shards), default=-1) + 1
         self._starts = np.cumsum([0, *(shard["rows"] for shard in self._shards)])
 
 
@@ -190,6 +236,19 @@ class Writer:
         self._index, self._rows, self._since = [], [], time.monotonic()
 
 
+def _groups(sizes: Sequence[int]) -> list[list[int]]:
+    """The numbers of neighbours that are at most `MERGED` together."""
+    groups: list[list[int]] = []
+    total = 0
+    for number, size in enumerate(sizes):
+        total += size
+        if not groups or total > MERGED:
+            groups.append([])
+            total = size
+        groups[-1].append(number)
+    return groups
+
+
 def _keys(digests: Digests, numbers: Any) -> NDArray[Any]:
     """Digest and number of each thing as one value that sorts: void20 [N, V]."""
     own = np.broadcast_to(np.asarray(numbers, np.uint32), (len(digests), np.shape(numbers)[-1]))
@@ -210,11 +269,14 @@ def _save(file: Path, values: NDArray[Any]) -> None:
 
 def _mapped(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     try:
-        found: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+        mode: Literal["r"] | None = None if file.stat().st_size < WHOLE else "r"
+        found: NDArray[Any] = np.load(file, mmap_mode=mode, allow_pickle=False)
         if found.shape != shape:
             raise ValueError(f"its shape is {found.shape}, not {shape}")
         if found.dtype != dtype:
             raise ValueError(f"its type is {found.dtype}, not {dtype}")
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise DataError(f"{file}: too many open files; raise that limit: ulimit -n") from error
         raise DataError(f"{file} is damaged: {error}; delete its folder") from error
     return np.asarray(found)  # a plain array over the same pages: rows are taken faster

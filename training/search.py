@@ -14,19 +14,22 @@ from pathlib import Path
 from typing import Any, Generic
 
 import optuna
+import torch
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from sqlalchemy.engine import URL
 
-from runtime.errors import DataError
+from runtime.errors import DataError, EdgeClipError
 from runtime.folders import check_target, new_folder
 
 from .model import CONFIG, RECORD
 from .search_chart import chart
 from .search_space import Options, changed, given, propose, write_config
+from .state import NAME as STATE
 from .trainer import Told
 
 _UNSEEN_FIRST = 3  # trials that are never ended early: there is no median before
+_ERROR = "error"  # what made a trial fail
 _TO_TELL = 5  # trials, for a word on what mattered
 _FREE = ("force", "resume", "workers", "cache", "out")  # what may differ where a search goes on
 
@@ -59,11 +62,16 @@ class Search(Generic[Options]):
         """
         options = self.options
         check_target(options.out, CONFIG, options.force or options.resume)
+        varied = list(given(options, self.config, self.names))
+        if not varied:
+            raise DataError(
+                f"a search over {', '.join(self.names)} varies nothing: this model begins with "
+                "weights that are there, or has none of that"
+            )
         self._begin()
-        varied = ", ".join(given(options, self.config, self.names))
-        self.console.print(f"the search varies {varied}")
+        self.console.print(f"the search varies {', '.join(varied)}")
         with self._study() as study:
-            while (ended := len(_ended(study))) < self.trials:
+            while (ended := len(_ended(study)) + len(_failed(study))) < self.trials:
                 self.console.print(f"trial {ended + 1} of {self.trials}")
                 self._trial(study, study.ask())
             return self._finish(study)
@@ -148,7 +156,14 @@ class Search(Generic[Options]):
         except optuna.TrialPruned:
             study.tell(trial, state=TrialState.PRUNED)
             self.console.print(f"  ended after epoch {epochs.number}: {epochs.best:.1%}")
-            shutil.rmtree(out, ignore_errors=True)
+            self._remove(trial.number)
+        except (EdgeClipError, torch.OutOfMemoryError) as error:
+            if not _ended(study):  # the options as they are
+                raise
+            trial.set_user_attr(_ERROR, str(error))
+            study.tell(trial, state=TrialState.FAIL)
+            self.console.print(f"  failed: {error}")
+            self._remove(trial.number)
         else:
             study.tell(trial, epochs.last)
             self.console.print(f"  {epochs.last:.1%}")
@@ -158,7 +173,13 @@ class Search(Generic[Options]):
         """Checkpoints of all but the best trial are removed; their logs stay."""
         for trial in study.trials:
             if trial.number != study.best_trial.number:
-                shutil.rmtree(self.folder / f"trial-{trial.number:03}", ignore_errors=True)
+                self._remove(trial.number)
+
+    def _remove(self, number: int) -> None:
+        """Removes the weights of a trial, and the state that one which did not end has left."""
+        out = self.folder / f"trial-{number:03}"
+        shutil.rmtree(out, ignore_errors=True)
+        out.with_name(f"{out.name}.run").joinpath(STATE).unlink(missing_ok=True)
 
     def _finish(self, study: optuna.Study) -> dict[str, Any]:
         best = self.folder / f"trial-{study.best_trial.number:03}"
@@ -194,18 +215,26 @@ class _Epochs:
 
 
 def merit(figures: Mapping[str, Any]) -> float:
-    """What trainings are compared by: top-1 on labels; on captions the mean of both R@10; else how
-    often a student agrees with its teacher, or how near its embeddings are."""
-    for name in ("top1", "agreement"):
-        if name in figures and "image_to_text_r10" not in figures:
+    """What trainings are compared by: on captions the mean of both R@10, of R@5 or R@1 where there
+    are too few; top-1 on labels; else how often a student agrees with its teacher, or how near its
+    embeddings are. Raises DataError where there is nothing of that."""
+    for k in (10, 5, 1):
+        both = [f"{way}_r{k}" for way in ("image_to_text", "text_to_image")]
+        if all(name in figures for name in both):
+            return sum(float(figures[name]) for name in both) / 2
+    for name in ("top1", "agreement", "teacher_cosine"):
+        if name in figures:
             return float(figures[name])
-    if "image_to_text_r10" not in figures:
-        return float(figures["teacher_cosine"])
-    return float(figures["image_to_text_r10"] + figures["text_to_image_r10"]) / 2
+    raise DataError("--val has too little to compare trainings on")
 
 
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
     return [t for t in study.trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+
+
+def _failed(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that their options have made fail; not those that were interrupted."""
+    return [t for t in study.trials if _ERROR in t.user_attrs]
 
 
 def _result(study: optuna.Study) -> dict[str, Any]:
@@ -216,6 +245,10 @@ def _result(study: optuna.Study) -> dict[str, Any]:
         "values": study.best_params,
         "importance": _importance(study),
         "trials": [_described(trial) for trial in _ended(study)],
+        "failed": [
+            {"number": t.number, "values": t.params, "error": t.user_attrs[_ERROR]}
+            for t in _failed(study)
+        ],
     }
 
 

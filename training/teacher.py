@@ -124,8 +124,10 @@ class Teacher:
 
     def __init__(
         self, clip: ClipModel, folder: Path, view: Augmentation, seed: int, workers: int,
-        tokenizer: Path | None = None, precision: Precision = "fp32",
+        tokenizer: Path | None = None, precision: Precision = "fp32", asked: bool = True,
     ) -> None:  # fmt: skip
+        """With `asked` False it takes what is there: another process has asked for all."""
+        self._asked = asked
         self.clip, self._seed, self._workers, self._precision = clip, seed, workers, precision
         content, spec = text_side(clip, tokenizer, clip.templates)
         self.tokenizer_json, self.tokenizer = content, Tokenizer(content, spec)
@@ -164,7 +166,7 @@ class Teacher:
         Raises DataError where no picture can be read, or the disk is full.
         """
         places = self.images.find(digests, numbers)
-        if (places < 0).any():
+        if self._asked and (places < 0).any():
             self._compute(pairs.files, digests, places < 0, numbers, progress)
             places = self.images.find(digests, numbers)
         good = np.flatnonzero((places >= 0).all(axis=1))

@@ -221,8 +221,9 @@ class Training:
         go_on = bool(self.fabric.broadcast(go_on))
         if log:
             log.epoch(self.run.number, figures)
-            self._told(figures)
-            if not go_on:
+            if go_on:  # else the run goes back to the epoch before
+                self._told(figures)
+            else:
                 log.say("--guard: that lost too much of what the start could; the run ends here")
         self._losses.clear()
         return go_on
