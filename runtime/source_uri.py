@@ -34,7 +34,7 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _LOGIN = re.compile(r"://[^\s\"']*@")  # within other text
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*:/+).*@|^[^@/]*:[^@]*@", re.IGNORECASE | re.DOTALL)
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*:/+).*@|^[^@/\s=]*:[^@]*@", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -109,3 +109,5 @@ def test_secrets_are_never_shown(text: str) -> None:
         said = str(error)
     assert "geheim" not in said.replace("geheim_token", "") and "bob" not in said
     assert hide_secrets("rtsp://host/a?channel=1") == "rtsp://host/a?channel=1"
+    piped = "rtspsrc location=rtsp://{}@h/x ! appsink"
+    assert hide_secrets(piped.format("bob:geheim")) == piped.format("***")
