@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ ROOT = Path(__file__).parent.parent
 # Real photos, captions, clips and broken pictures, where a developer has them.
 DATA = Path(os.environ.get("EDGECLIP_TEST_DATA", ROOT.parent / "shared" / "data"))
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 230)}
+
+
+# Tests that send Ctrl-C work in the background too, where shells have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
