@@ -96,7 +96,7 @@ def _finished(options: DistillOptions) -> dict[str, Any] | None:
     if not has_ended(options.out):
         return None
     record: dict[str, Any] = json.loads((options.out / RECORD).read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(settled(options).describe()))
+    now = settled(options).describe()
     other = [k for k, v in now.items() if k not in FREE_ON_RESUME and record["options"].get(k) != v]
     return None if other else record
 

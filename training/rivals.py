@@ -143,7 +143,7 @@ class Rivals:
 
 def split(digests: Digests, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Rows to learn from and rows to compare on, `share` of all, by the digests of the pictures
-    [N, 16] and the seed: equal pictures stay together, and more pictures move no other."""
+    [N, 16] and the seed: equal pictures stay together, and more pictures move few others."""
     lots = [hashlib.blake2b(own.tobytes(), key=str(seed).encode()).digest() for own in digests]
     count = round(share * len(lots))
     last = sorted(lots)[count - 1] if count else b""
