@@ -169,12 +169,12 @@ def cache(chosen: argparse.Namespace, room: Path) -> None:
         hashes, _ = digests(pairs.files, progress)
         hashed = time.perf_counter() - began
         numbers = range(1, chosen.views + 1)
-        known, began = len(teacher.images), time.perf_counter()
-        _, places = teacher.see(pairs, hashes, numbers, progress)
+        known, began = len(teacher.drawn), time.perf_counter()
+        _, store, places = teacher.see(pairs, hashes, numbers, progress)
         seconds = time.perf_counter() - began
-    files = [f for f in teacher.images.folder.iterdir() if f.suffix == ".npy"]
-    size = sum(f.stat().st_size for f in files) / len(teacher.images)
-    count, made = places.size, len(teacher.images) - known
+    files = [f for f in store.folder.iterdir() if f.suffix == ".npy"]
+    size = sum(f.stat().st_size for f in files) / len(store)
+    count, made = places.size, len(store) - known
     print(f"{len(pairs)} pictures, {chosen.views} views: {made} computed in {seconds:.0f} s")
     hours = seconds / max(made, 1) * 1e6 / 3600
     print(f"1,000,000 views: {size * 1e6 / 2**20:,.0f} MiB, {hours:.1f} hours")
@@ -182,11 +182,11 @@ def cache(chosen: argparse.Namespace, room: Path) -> None:
     order = np.random.default_rng(0).permutation(places.ravel()).tolist()
     began = time.perf_counter()
     for place in order:
-        teacher.images.row(place)
+        store.row(place)
     print(f"read one by one, at random: {count / (time.perf_counter() - began):,.0f} a second")
     began = time.perf_counter()
     for start in range(0, count, 256):
-        teacher.images.rows(np.array(order[start : start + 256]))
+        store.rows(np.array(order[start : start + 256]))
     print(f"in batches of 256: {count / (time.perf_counter() - began):,.0f} a second")
 
 

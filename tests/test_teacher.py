@@ -21,7 +21,6 @@ from PIL import Image
 from rich.progress import Progress
 from typer.testing import CliRunner
 
-from calibration.pairs import Pairs
 from export.cli import app
 from export.towers import text_tower
 from runtime.errors import DataError
@@ -30,8 +29,8 @@ from training.distill_images import digests, open_images
 from training.evaluate import image_encoder, text_encoder
 from training.model import ClipModel, create, create_from, save
 from training.options import Precision
-from training.teacher import Teacher, open_teacher
-from training.views import apply_view
+from training.teacher import Seen, Teacher, open_teacher
+from training.views import PLAIN, apply_view
 
 QUIET = Progress(disable=True)
 
@@ -61,17 +60,17 @@ class Counted(Teacher):
 
 
 def asked(
-    checkpoint: Path, cache: Path, pictures: Path, views: int = 2, seed: int = 0,
+    checkpoint: Path, cache: Path, pictures: Path, views: int = 2, first: int = 1, seed: int = 0,
     precision: Precision = "fp32", **strength: Any,
-) -> tuple[int, Pairs, Counted, Any]:  # fmt: skip
-    """How many frames were embedded, what is known, by whom, and where."""
+) -> tuple[int, Seen, Counted]:  # fmt: skip
+    """How many frames were embedded, what is known of them, and by whom."""
     clip = opened(checkpoint)
     view = changes(clip, **strength)
     teacher = Counted(clip, cache, view, seed, workers=0, precision=precision)
     pairs = open_images([pictures], 1.0, cache / "frames", 0.5, QUIET)
     hashes, good = digests(pairs.files, QUIET)
-    pairs, places = teacher.see(pairs.keep(good), hashes[good], range(1, views + 1), QUIET)
-    return teacher.frames, pairs, teacher, places
+    seen = teacher.see(pairs.keep(good), hashes[good], range(first, first + views), QUIET)
+    return teacher.frames, seen, teacher
 
 
 @pytest.fixture
@@ -106,6 +105,17 @@ def test_only_what_changed_is_computed_anew(
     assert count() == 0
 
 
+def test_the_plain_view_does_not_depend_on_how_views_are_drawn(
+    checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    def count(**how: Any) -> int:
+        return asked(checkpoint, tmp_path / "cache", pictures, 1, first=PLAIN, **how)[0]
+
+    assert count() == 6
+    for how in ({"crop": 0.7}, {"jitter": 0.1}, {"seed": 1}):
+        assert count(**how) == 0
+
+
 def test_another_teacher_is_asked_anew(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     def count(clip: ClipModel) -> int:
         with pytest.MonkeyPatch.context() as patch:
@@ -129,22 +139,22 @@ def test_what_is_kept_is_what_the_teacher_says(
     checkpoint: Path, pictures: Path, tmp_path: Path
 ) -> None:
     """The stored numbers of a view draw the very frame that its embedding is of."""
-    _, pairs, teacher, places = asked(checkpoint, tmp_path / "cache", pictures)
+    _, seen, teacher = asked(checkpoint, tmp_path / "cache", pictures)
     frames = []
-    for file, own in zip(pairs.files, places, strict=True):
+    for file, own in zip(seen.pairs.files, seen.places, strict=True):
         for place in own:
-            _, drawn = teacher.images.row(int(place))
+            _, drawn = seen.store.row(int(place))
             frames.append(apply_view(teacher.reader.pictures.file(file), drawn, teacher.clip.image))
     expected = image_encoder(teacher.clip)(np.stack(frames))
-    assert np.allclose(teacher.said(places.ravel()), expected, atol=2e-3)
+    assert np.allclose(seen.said, expected.reshape(seen.said.shape), atol=2e-3)
 
 
 def test_a_teacher_in_16_bits_is_another(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    _, _, exact, places = asked(checkpoint, cache, pictures)
-    count, _, rounded, own = asked(checkpoint, cache, pictures, precision="bf16")
+    _, exact, _ = asked(checkpoint, cache, pictures)
+    count, rounded, _ = asked(checkpoint, cache, pictures, precision="bf16")
     assert count == 12 and asked(checkpoint, cache, pictures, precision="bf16")[0] == 0
-    cosines = (exact.said(places.ravel()) * rounded.said(own.ravel())).sum(axis=1)
+    cosines = (exact.said * rounded.said).sum(axis=-1)
     assert 0.99 < cosines.min() and cosines.max() < 1 - 1e-7
     assert asked(checkpoint, cache, pictures)[0] == 0
 
@@ -162,17 +172,16 @@ def test_texts_are_kept(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_rows_that_are_no_embeddings_are_damage(
     checkpoint: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    _, _, teacher, places = asked(checkpoint, tmp_path / "cache", pictures)
-    file = teacher.images.folder / "00000.rows.npy"
+    file = asked(checkpoint, tmp_path / "cache", pictures)[1].store.folder / "00000.rows.npy"
     np.save(file, np.load(file) * 0)
-    _, _, teacher, places = asked(checkpoint, tmp_path / "cache", pictures)
+    _, seen, _ = asked(checkpoint, tmp_path / "cache", pictures)
     with pytest.raises(DataError, match="rows that are no embeddings; delete it"):
-        teacher.said(places.ravel())
+        _ = seen.said
 
 
 def test_unreadable_pictures_are_left_out(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     (pictures / "bad.png").write_text("no picture")
-    count, pairs, _, places = asked(checkpoint, tmp_path / "cache", pictures)
+    count, (pairs, _, places), _ = asked(checkpoint, tmp_path / "cache", pictures)
     assert (count, len(pairs), places.shape) == (12, 6, (6, 2))
     assert [(Path(bad.item).name, bad.reason) for bad in pairs.bad] == [
         ("bad.png", "unreadable picture")
@@ -219,7 +228,7 @@ def test_a_cache_goes_on_after_kill_9(checkpoint: Path, pictures: Path, tmp_path
     assert asked(*arguments)[0] == 12 - 8
     whole = asked(checkpoint, tmp_path / "whole", pictures)
     again = asked(*arguments)
-    assert np.allclose(whole[2].said(whole[3].ravel()), again[2].said(again[3].ravel()), atol=2e-3)
+    assert np.allclose(whole[1].said, again[1].said, atol=2e-3)
 
 
 @pytest.mark.parametrize(("name", "message"), [

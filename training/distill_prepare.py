@@ -42,7 +42,7 @@ from .rows import Maker
 from .sources import Source, make_plan
 from .student import is_heir, make_student
 from .student_text import unlock_text
-from .teacher import Reader, Teacher, open_teacher
+from .teacher import Reader, Seen, Teacher, open_teacher
 from .text_towers import TextTowers
 from .towers import Towers
 from .views import PLAIN
@@ -90,7 +90,7 @@ def prepare_distillation(
     clip.model.to("cpu")  # it has said all: a GPU's memory is the student's
     check_bad(rows.pairs.bad, len(pairs) + len(pairs.bad), options.max_bad, "--images")
     plan = make_plan([Source("--images", rows.pairs, 1.0)], options, fabric.world_size)
-    about = _about(options, teacher, rows.pairs, hashes, len(rows.places[0]))
+    about = _about(options, teacher, rows.seen, hashes)
     if bank is not None:
         about["labels"] = hashlib.sha256(repr(options.label_set).encode()).hexdigest()
     if texts:
@@ -234,12 +234,12 @@ def _rivals(
         pairs, hashes = dataclasses.replace(pairs.keep(compare), bad=()), hashes[compare]
     else:
         return None
-    pairs, places = teacher.see(pairs, hashes, [PLAIN], progress)
-    said = teacher.said(places[:, 0])
+    seen = teacher.see(pairs, hashes, [PLAIN], progress)
     compared = texts.compare if texts else ()
     return Rivals(
-        teacher, pairs, said, options.label_set, options.templates, student.image, compared
-    )
+        teacher, seen.pairs, seen.said[:, 0], options.label_set, options.templates, student.image,
+        compared,
+    )  # fmt: skip
 
 
 def _rows(
@@ -252,27 +252,28 @@ def _rows(
 ) -> DistillRows:
     exact = teacher.reader.view.exact
     numbers = [PLAIN] if exact else list(range(1, options.views + 1))
-    pairs, places = teacher.see(pairs, hashes, numbers, progress)
+    seen = teacher.see(pairs, hashes, numbers, progress)
     name = f"pictures-{platform.node()}" if options.nodes > 1 else "pictures"
     cache = FrameCache(options.cache / name) if options.cache else None
     view = teacher.reader.view
     pictures = PictureReader(view, cache)
     maker = Maker(pictures, teacher.tokenizer, options.captions)
     reader = Reader(view, student.image, pictures, PictureReader(Augmentation(student.image)))
-    texts = teacher.read(pairs.texts)
-    return DistillRows(pairs, maker, reader, teacher.images, places, texts)
+    texts = teacher.read(seen.pairs.texts)
+    return DistillRows(seen, maker, reader, texts)
 
 
 def _about(
-    options: DistillOptions, teacher: Teacher, pairs: Pairs, hashes: Digests, views: int
+    options: DistillOptions, teacher: Teacher, seen: Seen, hashes: Digests
 ) -> dict[str, Any]:
     """What training.json says of the pictures."""
+    pairs = seen.pairs
     return {
         "source": options.data,
         "images": len(pairs),
         "captions": len(pairs.texts),
-        "views": views,
+        "views": seen.places.shape[1],
         "bad": count(pairs.bad),
         "fingerprint": hashlib.sha256(hashes.tobytes() + repr(pairs.texts).encode()).hexdigest(),
-        "teacher": {"name": teacher.clip.name, "embeddings": teacher.images.folder.name},
+        "teacher": {"name": teacher.clip.name, "embeddings": seen.store.folder.name},
     }

@@ -9,12 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.pairs import Pairs
-
 from .augment import names_a_side
-from .embedding_store import EmbeddingStore
 from .rows import NO_LABEL, Maker, Row, TableRows
-from .teacher import Reader
+from .teacher import Reader, Seen
 from .views import FIELDS, apply_view
 
 NO_TEXT = -1
@@ -22,7 +19,7 @@ _MIRRORED = FIELDS.index("mirrored")
 
 
 class DistillRows(TableRows):
-    """Rows of pictures, any of the views that `places` [N, V] name in `store`.
+    """Rows of pictures, any of the views of each that their teacher has seen.
 
     `embeddings` [T, D] are the teacher's of the captions. Each row has as many captions as the
     maker draws, where any picture has some: zeros, with the id -1, stand for those that lack.
@@ -30,22 +27,20 @@ class DistillRows(TableRows):
 
     def __init__(
         self,
-        pairs: Pairs,
+        seen: Seen,
         maker: Maker,
         reader: Reader,
-        store: EmbeddingStore,
-        places: NDArray[np.int64],
         embeddings: NDArray[np.float32],
     ) -> None:
-        super().__init__(pairs, maker, embeddings=embeddings)
-        self.reader, self._store, self.places = reader, store, places
-        self._each = maker.captions if pairs.texts else 0
+        super().__init__(seen.pairs, maker, embeddings=embeddings)
+        self.reader, self.seen = reader, seen
+        self._each = maker.captions if seen.pairs.texts else 0
         self.most += 1
 
     def _row(self, row: int, rng: np.random.Generator) -> Row:
         pairs = self.pairs
-        number = int(rng.integers(self.places.shape[1]))
-        said, drawn = self._store.row(int(self.places[row, number]))
+        places = self.seen.places[row]
+        said, drawn = self.seen.store.row(int(places[rng.integers(len(places))]))
         pictures = self.reader.pictures
         image = apply_view(pictures.file(pairs.files[row]), drawn, self.reader.spec)
         own = pairs.captions[row]

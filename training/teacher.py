@@ -80,6 +80,19 @@ class Views(NamedTuple):
     drawn: NDArray[np.float32]
 
 
+class Seen(NamedTuple):
+    """Pictures, and what a teacher says of their views: `places` in `store`, int64 [N, V]."""
+
+    pairs: Pairs
+    store: EmbeddingStore
+    places: NDArray[np.int64]
+
+    @property
+    def said(self) -> Floats:
+        """The unit embeddings of all views, float32 [N, V, D]."""
+        return _unit(self.store, self.places.ravel()).reshape(*self.places.shape, -1)
+
+
 class _Missing(Dataset[Views | None]):
     """The views to be computed, picture by picture; None for one that cannot be read."""
 
@@ -89,6 +102,7 @@ class _Missing(Dataset[Views | None]):
     ) -> None:  # fmt: skip
         self._files, self._digests, self._missing = files, digests, missing
         self._numbers, self._reader, self._seed = np.array(numbers), reader, seed
+        self._pictures = reader.plain if PLAIN in numbers else reader.pictures
         self._rows = np.flatnonzero(missing.any(axis=1))
 
     def __len__(self) -> int:
@@ -97,19 +111,16 @@ class _Missing(Dataset[Views | None]):
     def __getitem__(self, item: int) -> Views | None:
         row = int(self._rows[item])
         numbers = self._numbers[self._missing[row]]
-        reader, file = self._reader, self._files[row]
         try:
-            changed = reader.pictures.file(file) if (numbers != PLAIN).any() else None
-            plain = reader.plain.file(file) if (numbers == PLAIN).any() else None
+            stored = self._pictures.file(self._files[row])
         except (FrameError, OSError):
             return None
         frames, drawn = [], []
         for number in numbers.tolist():
-            stored = plain if number == PLAIN else changed
-            assert stored is not None
             key = self._seed, self._digests[row].tobytes(), number
-            drawn.append(draw_view(reader.view, (stored.shape[1], stored.shape[0]), key))
-            frames.append(apply_view(stored, drawn[-1], reader.spec))
+            size = stored.shape[1], stored.shape[0]
+            drawn.append(draw_view(self._reader.view, size, key))
+            frames.append(apply_view(stored, drawn[-1], self._reader.spec))
         return Views(row, numbers, np.stack(frames), np.stack(drawn))
 
 
@@ -117,9 +128,10 @@ class Teacher:
     """A model whose embeddings are computed once, and kept in `folder`.
 
     What they depend on is in the folders' names, so that another teacher, preprocessing or change
-    of the pictures computes them anew: there are a folder for each teacher and kind of view, and
-    one for each text tower. Within a folder a picture is known by its content, a view by its
-    number: what is new is computed, and nothing else. See `EmbeddingStore` for the files.
+    of the pictures computes them anew: a teacher has a folder for its plain views and one for each
+    kind of drawn views; a text tower has one. Within a folder a picture is known by its content, a
+    view by its number: what is new is computed, and nothing else. See `EmbeddingStore` for the
+    files.
     """
 
     def __init__(
@@ -136,7 +148,6 @@ class Teacher:
         image = {
             "weights": _hash_of(clip, image=True),
             "input": msgspec.to_builtins(clip.image),
-            "views": _of_views(view) | {"seed": seed},
         }
         if precision != "fp32":
             image["precision"] = precision
@@ -144,7 +155,9 @@ class Teacher:
             "weights": _hash_of(clip, image=False),
             "tokenizer": hashlib.sha256(content + repr(spec).encode()).hexdigest(),
         }
-        self.images = self._store(folder, "views", image, len(FIELDS))
+        drawn = image | {"views": _of_views(view) | {"seed": seed}}
+        self.plain = self._store(folder, "plain", image, len(FIELDS))
+        self.drawn = self._store(folder, "views", drawn, len(FIELDS))
         self._texts = self._store(folder, "texts", text, 0)
 
     @property
@@ -159,23 +172,25 @@ class Teacher:
 
     def see(
         self, pairs: Pairs, digests: Digests, numbers: Sequence[int], progress: Progress
-    ) -> tuple[Pairs, NDArray[np.int64]]:
-        """The places in `images` of the pictures' views of these numbers, int64 [N, V]; what is not
-        there is computed. What cannot be read is left out of the pairs, and listed in `bad`.
+    ) -> Seen:
+        """What it says of the pictures' views of these numbers: the plain one, or drawn ones. What
+        is not kept is computed. Pictures that cannot be read are left out, and listed in `bad`.
 
         Raises DataError where no picture can be read, or the disk is full.
         """
-        places = self.images.find(digests, numbers)
+        store = self.plain if PLAIN in numbers else self.drawn
+        places = store.find(digests, numbers)
         if self._asked and (places < 0).any():
-            self._compute(pairs.files, digests, places < 0, numbers, progress)
-            places = self.images.find(digests, numbers)
+            self._compute(store, pairs.files, digests, places < 0, numbers, progress)
+            places = store.find(digests, numbers)
         good = np.flatnonzero((places >= 0).all(axis=1))
         if not len(good):
             raise DataError(f"none of the {len(pairs)} pictures can be read")
-        return left_out(pairs, good.tolist(), "unreadable picture"), places[good]
+        return Seen(left_out(pairs, good.tolist(), "unreadable picture"), store, places[good])
 
     def _compute(
         self,
+        store: EmbeddingStore,
         files: Sequence[Path],
         digests: Digests,
         missing: NDArray[np.bool_],
@@ -188,13 +203,13 @@ class Teacher:
         task = progress.add_task("The teacher looks at the pictures", total=int(missing.sum()))
         views = _Missing(files, digests, missing, numbers, self.reader, self._seed)
         encode = self._encoder()
-        with self.images.writing() as store:
+        with store.writing() as writer:
             for batch in _batches(views, self._workers):
                 frames = np.concatenate([own.frames for own in batch])
                 rows = [own.picture for own in batch for _ in own.numbers]
                 own_numbers = np.concatenate([own.numbers for own in batch])
                 drawn = np.concatenate([own.drawn for own in batch])
-                store.add(digests[rows], own_numbers, drawn, encode(frames))
+                writer.add(digests[rows], own_numbers, drawn, encode(frames))
                 progress.advance(task, len(frames))
         progress.remove_task(task)
 
@@ -216,10 +231,6 @@ class Teacher:
             return np.asarray(torch.nn.functional.normalize(found.float(), dim=-1).cpu().numpy())
 
         return encode
-
-    def said(self, places: NDArray[np.int64]) -> Floats:
-        """The unit embeddings of views [n] by their places, float32 [n, D]."""
-        return _unit(self.images, places)
 
     def read(self, texts: Sequence[str]) -> Floats:
         """The unit embeddings of texts, float32 [T, D]; what is not there is computed."""
