@@ -40,7 +40,7 @@ class _Distillation(Training):
     options: DistillOptions
 
     def _prepare(self) -> DistillMaterial:
-        return prepare_distillation(self.options, self.fabric, self.console)
+        return prepare_distillation(self.options, self.fabric, self.console, not self._goes_on)
 
     def _objective(self, material: Material) -> DistillObjective:
         assert isinstance(material, DistillMaterial)

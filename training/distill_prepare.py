@@ -59,9 +59,10 @@ class DistillMaterial(Material):
 
 
 def prepare_distillation(
-    options: DistillOptions, fabric: Fabric, console: Console
+    options: DistillOptions, fabric: Fabric, console: Console, begins: bool = True
 ) -> DistillMaterial:
-    """Opens the pictures, asks the teacher about all of them, and makes the student.
+    """Opens the pictures, asks the teacher about all of them, and makes the student; where the run
+    does not begin, the student's weights are in the state that it goes on from.
 
     Raises DataError for what does not work, before anything is trained.
     """
@@ -77,7 +78,7 @@ def prepare_distillation(
     teacher = _teacher(options, clip, student, fabric.is_global_zero)
     with Progress(console=console, transient=True, disable=console.quiet) as progress:
         pairs, hashes = _pictures(options, console, progress)
-        if heir:
+        if heir and begins:
             student = _inherit(options, student, clip, pairs.files, progress)
         clip.model.to(fabric.device)
         student.model.to(fabric.device)

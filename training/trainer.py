@@ -100,7 +100,7 @@ class Training:
         told: Told,
     ) -> None:
         self.options, self.fabric, self.console = options, fabric, console
-        self._told = told
+        self._told, self._goes_on = told, state is not None
         self.first = First(fabric)  # it computes what the others then find on the disk
         material = self.first(self._prepare) or self._prepare()
         self.plan, clip = material.plan, material.clip
