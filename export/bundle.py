@@ -96,7 +96,7 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
     content, text = text_side(clip, options.tokenizer, templates)
     tokenizer = Tokenizer(content, text)
     texts = choose_texts(options.precisions, options.labels, tokenizer, PROBES)
-    if trained:
+    if trained and options.precisions.calibrate:
         console.print(f"int8 by the ranges of the training ({QUANTIZATION}), not by calibration")
     if clip.source == "random weights":
         console.print("[yellow]random weights: this bundle is good for measuring speed only[/]")
