@@ -75,5 +75,7 @@ def best_of(
     best = max(reached, key=lambda name: reached[name]) if reached else names[0]
     console.print(f"the student is {best}")
     folder.mkdir(parents=True, exist_ok=True)
-    known.write_text(json.dumps({"student": best, "reached": reached}), encoding="utf-8")
+    beside = known.with_name(f".{FOUND}")
+    beside.write_text(json.dumps({"student": best, "reached": reached}), encoding="utf-8")
+    beside.replace(known)
     return dataclasses.replace(options, student=best, cache=cache)

@@ -20,7 +20,7 @@ from runtime.backends import Border
 from runtime.bank_file import load_bank, save_bank
 from runtime.bundle import Bundle, describe
 from runtime.classifier import Classifier
-from runtime.errors import DataError, GateFailed
+from runtime.errors import DataError, PrecisionRefused
 from runtime.folders import check_target, new_folder
 from runtime.label_sets import Labels
 from runtime.manifest import Manifest, Model, Precision
@@ -85,7 +85,7 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
 
     The files are compared with the PyTorch model before the folder appears. Raises DataError for
     a model that cannot be exported, and GateFailed where the files differ from the model; then
-    there is no bundle. GateFailed is also raised where a precision costs too much: the bundle is
+    there is no bundle. PrecisionRefused is raised where a precision costs too much: the bundle is
     there then, without it (or, if that was asked for, with it marked as rejected).
     """
     console = Console(stderr=True, quiet=quiet)
@@ -98,6 +98,10 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
     texts = choose_texts(options.precisions, options.labels, tokenizer, PROBES)
     if trained and options.precisions.calibrate:
         console.print(f"int8 by the ranges of the training ({QUANTIZATION}), not by calibration")
+    elif trained:
+        console.print(
+            "[yellow]no int8, though it was trained: --calibrate has frames to judge it[/]"
+        )
     if clip.source == "random weights":
         console.print("[yellow]random weights: this bundle is good for measuring speed only[/]")
     with new_folder(options.bundle, manifest.NAME, options.force) as folder:
@@ -137,7 +141,7 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
     if others.ranges:
         others.ranges.unlink(missing_ok=True)
     if refused:
-        raise GateFailed(_refusal(refused, options))
+        raise PrecisionRefused(_refusal(refused, options))
     return made
 
 

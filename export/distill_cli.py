@@ -51,7 +51,7 @@ def distill(**chosen: Any) -> None:
         from runtime.manifest import NAME
 
         check_target(bundle.expanduser(), NAME, options.force)
-        _check_text(options)
+        _check_bundle(options, bundle)
     from training.distill import distill as run
 
     if names:
@@ -62,7 +62,7 @@ def distill(**chosen: Any) -> None:
         cache = options.cache or options.out.with_name(options.out.name + ".teacher")
         options = dataclasses.replace(options, cache=cache)
     record = None
-    if bundle and options.resume:  # what was cut off may have been the export
+    if bundle and options.resume and not trials:  # what was cut off may have been the export
         record = _finished(options)
     if record is None:
         record = _searched(options, trials, over) if trials else run(options, quiet=as_json)
@@ -75,13 +75,19 @@ def distill(**chosen: Any) -> None:
     print(json.dumps(record, indent=2) if as_json else f"wrote {options.out}")
 
 
-def _check_text(options: DistillOptions) -> None:
-    """Raises DataError now, not after the training, where the teacher's text tower is what the
-    student's bundle would have, and cannot be exported."""
+def _check_bundle(options: DistillOptions, bundle: Path) -> None:
+    """Raises DataError now, not after the training, for what cannot be exported: the teacher's text
+    tower is the student's."""
+    from runtime.errors import DataError
+    from training.fake_quant import BITS
     from training.teacher import open_teacher
 
     from .towers import text_tower
 
+    if bundle.expanduser().resolve() == options.out.resolve():
+        raise DataError(f"--bundle {bundle} is where the student goes: name another folder")
+    if options.qat and options.qat_bits != BITS:
+        raise DataError(f"--bundle has int8: leave out --qat-bits {options.qat_bits}, or --bundle")
     if options.student_text is None:
         text_tower(open_teacher(options.teacher))
 
@@ -128,7 +134,6 @@ def _searched(options: DistillOptions, trials: int, over: str) -> dict[str, Any]
         {} if trained else create(options.student).config,
         lambda own, told: run(own, quiet=True, told=told),
         model_option="student",
-        fixed={"cache": options.cache},
     )
 
 

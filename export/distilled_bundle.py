@@ -11,7 +11,7 @@ from calibration.sections import percent, table_of, words
 from calibration.subject import bundle_subject
 from runtime.bench import Row, bench
 from runtime.bundle import Bundle
-from runtime.errors import GateFailed
+from runtime.errors import PrecisionRefused
 from training.distill import settled
 from training.distill_options import DistillOptions
 from training.distill_prepare import reopen_rivals
@@ -31,12 +31,10 @@ def bundle_student(options: DistillOptions, bundle: Path, quiet: bool = False) -
 
     Raises what `export_bundle` does; where a precision is refused, after the report is written.
     """
-    refused: GateFailed | None = None
+    refused: PrecisionRefused | None = None
     try:
         export_bundle(_export(options, bundle), quiet)
-    except GateFailed as error:
-        if not bundle.is_dir():
-            raise
+    except PrecisionRefused as error:
         refused = error
     teachers, figures = _figures(options, bundle)
     rows = bench(bundle, backend="all", precision="all", seconds=SECONDS)

@@ -10,6 +10,7 @@ EdgeClipError
 ├── FrameError              a frame, picture or video cannot be read
 ├── DataError               training data, labels or options are not usable
 └── GateFailed              a file was made, but does not do what it must
+    └── PrecisionRefused    the bundle is there, but a precision of it costs too much
 
 Every message names the file, field or flag, and the way out.
 """
@@ -93,3 +94,7 @@ class GateFailed(EdgeClipError):
     """A result was produced and measured, and is not good enough to ship."""
 
     exit_code = 3
+
+
+class PrecisionRefused(GateFailed):
+    """A bundle was written, but a precision of it costs too much."""

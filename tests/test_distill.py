@@ -1,6 +1,7 @@
 """A student learns from a teacher, without labels, and is a whole CLIP in the end."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,13 +20,14 @@ from typer.testing import CliRunner
 
 from calibration.subject import measure
 from export.cli import app
-from runtime.errors import DataError
+from runtime.errors import DataError, GateFailed
 from training.distill import distill
 from training.distill_images import open_images
 from training.distill_options import DistillOptions
 from training.evaluate import checkpoint_subject
-from training.model import create
+from training.model import create, save
 from training.rivals import split
+from training.student import make_student
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -104,6 +106,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     again = options(checkpoint, half, unlabelled, tmp_path / "out", **more, resume=True)
     monkeypatch.setattr("training.distill_prepare.inherit", None)  # the state has the weights
     distill(again, quiet=True)
+    reports = [(tmp_path / n / "report/report.md").read_text() for n in ("whole", "out")]
+    starts = [line for text in reports for line in text.splitlines() if "start" in line]
+    assert "random" not in str(starts) and len(set(starts)) == 1
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
     with pytest.raises(DataError, match="has ended"):
         distill(again, quiet=True)
@@ -122,6 +127,7 @@ def test_another_teacher_is_no_continuation(
     changed = options(
         checkpoint, half, unlabelled, tmp_path / "out", resume=True, checkpoint_every=2, affinity=3
     )
+    monkeypatch.setattr("training.distill.prepare_distillation", None)  # it is said before
     with pytest.raises(DataError, match="--affinity was 1.0, and is 3 now"):
         distill(changed, quiet=True)
 
@@ -194,6 +200,58 @@ def test_frames_of_a_video(tmp_path: Path) -> None:
 def test_options_that_cannot_work(more: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         options(Path("t"), Path("s"), Path("i"), Path("o"), **more)
+
+
+def test_without_anything_to_learn_it_does_not_begin(
+    checkpoint: Path, unlabelled: Path, tmp_path: Path
+) -> None:
+    chosen = options(
+        checkpoint, Path("nano"), unlabelled, tmp_path / "out", embedding=0, affinity=0
+    )
+    with pytest.raises(DataError, match="nothing would be learned"):
+        distill(chosen, quiet=True)
+
+
+def test_unreadable_pictures_to_compare_on_count(
+    checkpoint: Path, unlabelled: Path, tmp_path: Path
+) -> None:
+    val = write_squares(tmp_path / "val", each=2, seed=5)
+    next(val.rglob("*.png")).write_bytes(b"no picture")
+    chosen = options(checkpoint, Path("nano"), unlabelled, tmp_path / "out", val=val)
+    with pytest.raises(DataError, match="1 of 6"):
+        distill(chosen, quiet=True)
+
+
+def test_held_out_pictures_do_not_shape_the_student(
+    checkpoint: Path, half: Path, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Begun(Exception):
+        pass
+
+    seen: list[Path] = []
+
+    def note(_: Any, student: Any, teacher: Any, files: Any, progress: Any) -> None:
+        seen.extend(files)
+        raise Begun
+
+    monkeypatch.setattr("training.distill_prepare._inherit", note)
+    with pytest.raises(Begun):
+        distill(options(checkpoint, half, unlabelled, tmp_path / "out", held_out=0.25), quiet=True)
+    assert len(seen) == 0.75 * len(list(unlabelled.iterdir()))
+
+
+def test_quick_gelu_counts_where_there_is_some(checkpoint: Path, tmp_path: Path) -> None:
+    """A trained student of the other kind is refused if its tower would compute otherwise."""
+    teacher = create(str(checkpoint))
+    assert teacher.config["quick_gelu"]
+    other = dataclasses.replace(teacher, config=teacher.config | {"quick_gelu": False})
+    chosen = options(checkpoint, checkpoint, tmp_path, tmp_path / "out")
+    with pytest.raises(DataError, match="trained with quick_gelu, its teacher otherwise"):
+        make_student(chosen, other)
+    folder = tmp_path / "nano"  # timm's, which has no such thing
+    folder.mkdir()
+    save(create("nano"), folder, {})
+    assert make_student(dataclasses.replace(chosen, student=str(folder)), teacher)
 
 
 def test_inherit_says_why_not(checkpoint: Path, unlabelled: Path, tmp_path: Path) -> None:
@@ -347,3 +405,34 @@ def test_a_student_learns_as_int8(
     record = distill(again, quiet=True)
     assert record["options"]["qat"] and record["epochs"][0]["teacher_cosine"] > 0
     assert len(json.loads((again.out / "quantization.json").read_text())["input_steps"]) > 4
+
+
+def test_what_a_bundle_cannot_be_is_said_before_the_training(
+    checkpoint: Path, half: Path, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.distill.run", None)  # would fail
+    command = [
+        "distill", tmp_path / "out", "--teacher", checkpoint, "--student", half, "--images",
+        unlabelled,
+    ]  # fmt: skip
+    for message, *more in (
+        ("name another folder", "--bundle", tmp_path / "out"),
+        ("leave out --qat-bits 4", "--bundle", tmp_path / "b", "--qat", "--qat-bits", 4),
+    ):
+        with pytest.raises(DataError, match=message):
+            CliRunner().invoke(app, list(map(str, [*command, *more])), catch_exceptions=False)
+
+
+def test_an_export_that_fails_does_not_take_the_old_bundle_for_its_own(
+    checkpoint: Path, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export import distilled_bundle
+
+    def fails(*_: Any) -> None:
+        raise GateFailed("the files differ from the model")
+
+    monkeypatch.setattr(distilled_bundle, "export_bundle", fails)
+    (tmp_path / "old").mkdir()
+    chosen = options(checkpoint, checkpoint, unlabelled, tmp_path / "out")
+    with pytest.raises(GateFailed, match="the files differ"):
+        distilled_bundle.bundle_student(chosen, tmp_path / "old")

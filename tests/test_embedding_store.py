@@ -166,6 +166,26 @@ def test_what_is_not_its_own_or_damaged_is_refused(tmp_path: Path) -> None:
         made(folder)
 
 
+def test_shards_that_another_process_merges_as_they_are_opened_are_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    fill(made(folder), 0, 3)
+    listed, before = EmbeddingStore._listed, made(folder)._listed()
+    fill(made(folder), 3, 3)
+    answers = [before]
+    monkeypatch.setattr(
+        EmbeddingStore, "_listed", lambda self: answers.pop() if answers else listed(self)
+    )
+    (folder / "00000.rows.npy").unlink(missing_ok=True)
+    assert len(made(folder)) == 6
+    monkeypatch.undo()
+    for file in folder.glob("*.rows.npy"):
+        file.unlink()
+    with pytest.raises(DataError, match="rows.npy is damaged"):
+        made(folder)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
 def test_what_does_not_fit_is_refused(tmp_path: Path, value: float) -> None:
     store = made(tmp_path / "s")

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import open_clip
 import pytest
 import safetensors.torch
 import torch
@@ -19,6 +19,9 @@ from training.groups import image_groups, lock, parameter_groups, set_training, 
 from training.model import CONFIG, WEIGHTS, ClipModel, create, save
 from training.options import TrainOptions
 from training.start import load_backbone, load_matching, make_model
+
+# isort: split
+import open_clip
 
 TIMM = {"timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear"}
 VISION: dict[str, dict[str, Any]] = {
@@ -461,3 +464,14 @@ def test_a_real_backbone(data: Path, tmp_path: Path) -> None:
     )
     lock(clip, groups, 3, "--lock-image")
     assert "visual.trunk.conv_stem.weight" in locked(clip)
+
+
+def test_a_config_does_not_change_the_model_whose_name_it_has(
+    tiny_config: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "ViT-B-32.json"
+    shutil.copy(tiny_config, file)
+    clip = create(str(file))
+    assert clip.name == "ViT-B-32"
+    assert clip.config == json.loads(tiny_config.read_text())
+    assert open_clip.get_model_config("ViT-B-32")["vision_cfg"]["layers"] == 12

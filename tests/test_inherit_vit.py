@@ -100,3 +100,10 @@ def test_towers_of_other_families_are_told(
     student = made(tiny_config, tmp_path, 1, **changes)
     assert not is_family(student, teacher)
     assert not is_family(create("nano"), teacher)
+
+
+def test_a_tower_that_pools_by_attention_is_of_another_family(
+    tiny_config: Path, tmp_path: Path
+) -> None:
+    pooled = {"attentional_pool": True, "attn_pooler_heads": 4}
+    assert not is_family(*(made(tiny_config, tmp_path, seed, **pooled) for seed in (0, 1)))

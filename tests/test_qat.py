@@ -40,7 +40,7 @@ from training.fake_quant import FakeConv2d, Quantizer, fake_layers, steps
 from training.finetune import Guard
 from training.model import WEIGHTS, ClipModel, create, save
 from training.options import TrainOptions
-from training.qat import fake_quantize
+from training.qat import fake_quantize, forward
 from training.qat_ranges import calibrate
 from training.quantization import NAME
 from training.results import Results
@@ -282,6 +282,22 @@ def test_a_block_that_is_not_known_is_refused() -> None:
     clip = small(NormLinear(8, 8))
     with pytest.raises(DataError, match="cannot be fake-quantised yet: visual.1, a NormLinear"):
         fake_quantize(clip)
+
+
+class PastTheLayer(nn.Module):
+    """Takes its Linear's weights as timm's Swin v2 and BEiT do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.qkv.weight, self.qkv.bias)
+
+
+def test_a_layer_that_is_passed_by_is_refused() -> None:
+    with pytest.raises(DataError, match=r"takes visual\.1\.qkv\.weight past the layer"):
+        fake_quantize(small(PastTheLayer()))
 
 
 def outliers(clip: ClipModel, factor: float = 3000.0) -> None:
@@ -595,3 +611,20 @@ def test_frames_that_are_none(checkpoint: Path) -> None:
 
 def nothing() -> Iterator[Tensor]:
     yield from ()
+
+
+def test_a_large_batch_is_calibrated_on_in_parts(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = create(str(checkpoint))
+    fake_quantize(clip)
+    most, through = [0], forward
+
+    def counted(tower: nn.Module, pixels: Tensor) -> Tensor:
+        most[0] = max(most[0], len(pixels))
+        return through(tower, pixels)
+
+    monkeypatch.setattr(qat_ranges, "forward", counted)
+    spec = clip.image
+    calibrate(clip, [torch.zeros(150, spec.height, spec.width, 3, dtype=torch.uint8)])
+    assert most[0] == 64

@@ -271,3 +271,11 @@ def test_half_a_row_of_the_log_is_passed_over(stopped: Path, own_squares: Path) 
     train(options(own_squares, stopped, resume=True), quiet=True)
     lines = (stopped.with_name("out.run") / "steps.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["step", "10", "16"]
+
+
+def test_machines_that_do_not_share_the_folder_are_told(
+    stopped: Path, own_squares: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "gather_objects", lambda step: [step, None])
+    with pytest.raises(DataError, match="OUT must be in a folder that all of them share"):
+        train(options(own_squares, stopped, resume=True), quiet=True)

@@ -1,5 +1,6 @@
 """A search tries other options, ends bad trials early, keeps the best, and goes on after a stop."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -176,3 +177,35 @@ def test_edgeclip_train_searches(tmp_path: Path) -> None:
     record = json.loads(result.stdout)
     assert len(record["search"]["trials"]) == 2 and record["epochs"][0]["top1"] >= 0
     assert (out / "open_clip_model.safetensors").is_file()
+
+
+def test_resume_is_no_force(options: TrainOptions) -> None:
+    """A checkpoint that no search has made stays, and so does a folder that holds no search."""
+    options.out.mkdir()
+    (options.out / "open_clip_config.json").write_text("mine")
+    going_on = dataclasses.replace(options, resume=True)
+    with pytest.raises(DataError, match="exists already"):
+        search(going_on, 2, Fake()).run()
+    folder = options.out.with_name("out.search")
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="it has no study.db"):
+        search(dataclasses.replace(options, force=True), 2, Fake()).run()
+    assert (folder / "notes.txt").exists()
+
+
+def test_what_a_locked_tower_says_is_shared_by_all_trials(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path | None] = []
+
+    def note(options: TrainOptions, *_: Any) -> dict[str, Any]:
+        seen.append(options.cache)
+        return {}
+
+    monkeypatch.setattr("training.cli.searched", note)
+    command = ["train", str(squares), str(tmp_path / "out"), "--model", str(TINY), "--search", "2",
+               "--val", str(squares)]  # fmt: skip
+    for more in ([], ["--lock-image"]):
+        CliRunner().invoke(app, command + more, catch_exceptions=False)
+    assert seen == [None, tmp_path / "out.features"]

@@ -116,6 +116,18 @@ def test_the_plain_view_does_not_depend_on_how_views_are_drawn(
         assert count(**how) == 0
 
 
+def test_what_another_run_has_asked_meanwhile_is_not_asked_again(
+    checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    clip = opened(checkpoint)
+    pairs = open_images([pictures], 1.0, tmp_path / "frames", 0.5, QUIET)
+    hashes, _ = digests(pairs.files, QUIET)
+    first, second = (Counted(clip, tmp_path / "c", changes(clip), 0, workers=0) for _ in range(2))
+    for teacher, asked in ((first, 12), (second, 0)):
+        teacher.see(pairs, hashes, [1, 2], QUIET)
+        assert teacher.frames == asked
+
+
 def test_another_teacher_is_asked_anew(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     def count(clip: ClipModel) -> int:
         with pytest.MonkeyPatch.context() as patch:
@@ -131,6 +143,7 @@ def test_another_teacher_is_asked_anew(checkpoint: Path, pictures: Path, tmp_pat
     assert count(opened(checkpoint)) == 12
     assert count(with_other("visual.ln_post.bias")) == 12
     assert count(with_other("ln_final.bias")) == 0  # of the text tower
+    assert count(dataclasses.replace(opened(checkpoint), name="of another name")) == 0
     squashed = msgspec.structs.replace(opened(checkpoint).image, fit="squash")
     assert count(dataclasses.replace(opened(checkpoint), image=squashed)) == 12
 

@@ -3,6 +3,7 @@
 The options are the fields of TrainOptions: the command is made from them.
 """
 
+import dataclasses
 import inspect
 import json
 import os
@@ -27,6 +28,9 @@ def train(**chosen: Any) -> None:
     from .trainer import train as run
 
     if trials:
+        if options.lock_image:  # what it says is computed once
+            cache = options.cache or options.out.with_name(options.out.name + ".features")
+            options = dataclasses.replace(options, cache=cache)
         config = _config(options)
         record = searched(
             options, trials, over, config, lambda own, told: run(own, quiet=True, told=told)

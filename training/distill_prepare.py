@@ -78,12 +78,13 @@ def prepare_distillation(
     teacher = _teacher(options, clip, student, fabric.is_global_zero)
     with Progress(console=console, transient=True, disable=console.quiet) as progress:
         pairs, hashes = _pictures(options, console, progress)
+        learn, compare = _parts(options, hashes)
         if heir and begins:
-            student = _inherit(options, student, clip, pairs.files, progress)
+            student = _inherit(options, student, clip, pairs.keep(learn).files, progress)
         clip.model.to(fabric.device)
         student.model.to(fabric.device)
         bank = _bank(options, teacher)
-        learn, compare = _parts(options, hashes)
+        _require_loss(options, pairs)
         texts = _texts(options, pairs.keep(learn))
         rivals = _rivals(options, teacher, student, texts, pairs, hashes, compare, progress)
         towers = _towers(student, teacher, texts)
@@ -100,6 +101,19 @@ def prepare_distillation(
         student, towers, teacher.tokenizer_json, teacher.tokenizer, rows.maker, [rows],
         plan, [about], teacher, bank, rivals,
     )  # fmt: skip
+
+
+def _require_loss(options: DistillOptions, pairs: Pairs) -> None:
+    """Raises DataError where no loss is left that has something to learn from."""
+    if options.embedding or options.affinity:
+        return
+    if options.soft_labels and options.label_set is not None:
+        return
+    if not (options.contrast and pairs.texts):
+        raise DataError(
+            "--embedding and --affinity are 0, and there are neither --labels for --soft-labels "
+            "nor captions for --contrast: nothing would be learned"
+        )
 
 
 def reopen_rivals(options: DistillOptions) -> Rivals | None:
@@ -236,6 +250,8 @@ def _rivals(
     else:
         return None
     seen = teacher.see(pairs, hashes, [PLAIN], progress)
+    bad = seen.pairs.bad
+    check_bad(bad, len(seen.pairs) + len(bad), options.max_bad, options.val or "--images")
     compared = texts.compare if texts else ()
     return Rivals(
         teacher, seen.pairs, seen.said[:, 0], options.label_set, options.templates, student.image,

@@ -41,7 +41,7 @@ class DistillResults(Results):
             about={
                 "student": self.shown.name,
                 "teacher": options.teacher,
-                "start": self.shown.source,
+                "start": self.record["start"],
                 "pictures to learn from": options.data,
                 "text tower": _text_tower(options.student_text, self.record["data"][0]),
                 "prompt bank": options.labels or "none: there were no --labels",

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,18 +40,26 @@ class EmbeddingStore:
     """The rows of width `width` in a folder, each with `about` numbers beside it.
 
     `what` says in words and hashes what they were computed by; it goes into the manifest. Where the
-    folder holds something else, DataError is raised: name it by the hash of what matters.
+    folder holds something else, DataError is raised: name it by the hash of what matters. `notes`
+    are for people who read the manifest.
     """
 
-    def __init__(self, folder: Path, width: int, about: int, what: Mapping[str, Any]) -> None:
-        self.folder, self.width = folder, width
+    def __init__(
+        self,
+        folder: Path,
+        width: int,
+        about: int,
+        what: Mapping[str, Any],
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.width, self._notes = folder, width, dict(notes or {})
         own = {"format": FORMAT, "width": width, "about": about, **what}
         self._what = json.loads(json.dumps(own))  # as it is read back: tuples are lists
         self._type = np.dtype(
             [("digest", "u1", (DIGEST,)), ("number", "<u4"), ("about", "<f4", (about,))]
         )
-        self._shards: list[dict[str, Any]] = self._listed()
-        self._open()
+        self._shards: list[dict[str, Any]] = []
+        self._read()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -61,8 +69,7 @@ class EmbeddingStore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # a worker maps the files by itself
         vars(self).update(state)
-        self._shards = self._listed()  # they may have been merged: places stay
-        self._open()
+        self._read()  # shards may have been merged: places stay
 
     def find(self, digests: Digests, numbers: Sequence[int]) -> NDArray[np.int64]:
         """The row of each thing [N] in each number [V]: int64 [N, V], -1 where there is none."""
@@ -101,14 +108,13 @@ class EmbeddingStore:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise DataError(f"another process is writing to {self.folder}") from error
-            self._shards = self._listed()
-            self._open()
+            self._read()
             writer = Writer(self)
             try:
                 yield writer
             finally:
                 writer.flush()
-                self._open()
+                self._read()
             self._merge()
 
     def write(self, index: NDArray[Any], rows: Rows) -> None:
@@ -126,11 +132,9 @@ class EmbeddingStore:
 
     def _list(self, shards: list[dict[str, Any]]) -> None:
         """Writes the manifest."""
-        text = json.dumps({**self._what, "shards": shards}, indent=1)
-        beside = self.folder / f".{MANIFEST}"
-        with self._kept():
-            beside.write_text(text + "\n", encoding="utf-8")
-            beside.replace(self.folder / MANIFEST)
+        text = json.dumps({**self._notes, **self._what, "shards": shards}, indent=1)
+        with self._kept(), _beside(self.folder / MANIFEST) as stream:
+            stream.write(text.encode() + b"\n")
         self._shards = shards
 
     @contextmanager
@@ -172,6 +176,16 @@ class EmbeddingStore:
         made["digest"], made["number"], made["about"] = digests, numbers, about
         return made
 
+    def _read(self) -> None:
+        """Opens what is listed; again where another process has merged it in between."""
+        while True:
+            self._shards = self._listed()
+            try:
+                return self._open()
+            except FileNotFoundError as error:
+                if self._listed() == self._shards:
+                    raise _damaged(Path(error.filename), error) from error
+
     def _listed(self) -> list[dict[str, Any]]:
         file = self.folder / MANIFEST
         if not file.exists():
@@ -180,7 +194,7 @@ class EmbeddingStore:
             content = json.loads(file.read_text(encoding="utf-8"))
             shards = [{"name": str(s["name"]), "rows": int(s["rows"])} for s in content["shards"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file} is damaged ({error}): delete its folder") from error
+            raise _damaged(file, error) from error
         different = [k for k, v in self._what.items() if content.get(k) != v]
         if different:
             raise DataError(f"{self.folder} holds other embeddings ({', '.join(different)} differ)")
@@ -259,12 +273,23 @@ def _keys(digests: Digests, numbers: Any) -> NDArray[Any]:
 
 
 def _save(file: Path, values: NDArray[Any]) -> None:
+    with _beside(file) as stream:
+        np.save(stream, values, allow_pickle=False)
+
+
+@contextmanager
+def _beside(file: Path) -> Iterator[BinaryIO]:
+    """Writes beside `file`; it is replaced when all is on the disk."""
     beside = file.with_name(f".{file.name}")
     with beside.open("wb") as stream:
-        np.save(stream, values, allow_pickle=False)
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
     beside.replace(file)
+
+
+def _damaged(file: Path, why: Exception) -> DataError:
+    return DataError(f"{file} is damaged: {why}; delete its folder")
 
 
 def _mapped(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -275,8 +300,10 @@ def _mapped(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray
             raise ValueError(f"its shape is {found.shape}, not {shape}")
         if found.dtype != dtype:
             raise ValueError(f"its type is {found.dtype}, not {dtype}")
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise DataError(f"{file}: too many open files; raise that limit: ulimit -n") from error
-        raise DataError(f"{file} is damaged: {error}; delete its folder") from error
+        raise _damaged(file, error) from error
     return np.asarray(found)  # a plain array over the same pages: rows are taken faster

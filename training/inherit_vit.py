@@ -26,6 +26,8 @@ def is_smaller(small: Any, large: Any) -> bool:
     equal patches, head width and embeddings."""
     if not (isinstance(small, VisionTransformer) and isinstance(large, VisionTransformer)):
         return False
+    if small.attn_pool is not None or large.attn_pool is not None:
+        return False
     own, old = _shape(small), _shape(large)
     fits = all(own[name] <= old[name] for name in ("width", "layers", "heads", "hidden"))
     return (

@@ -72,8 +72,7 @@ def create(name: str, pretrained: str | None = None, seed: int = 0) -> ClipModel
     if (PRESETS / f"{name}.json").is_file():
         path = PRESETS / f"{name}.json"
     if path.suffix == ".json":
-        _register_config(path)
-        return _from_name(path.stem, pretrained)
+        return _from_name(_register_config(path), pretrained, path.stem)
     return _from_name(name, pretrained)
 
 
@@ -110,7 +109,9 @@ def recorded(folder: Path) -> tuple[str, tuple[str, ...]]:
         return folder.resolve().name, DEFAULT_TEMPLATES
 
 
-def _register_config(path: Path) -> None:
+def _register_config(path: Path) -> str:
+    """Makes a config known to open_clip; returns the name that it has there, which is no other
+    model's."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -119,10 +120,19 @@ def _register_config(path: Path) -> None:
     missing = [key for key in needed if not isinstance(config, dict) or key not in config]
     if missing:
         raise DataError(f"the model config {path} lacks {', '.join(missing)}")
-    open_clip.add_model_config(path)
+    content = json.dumps(config, sort_keys=True).encode()
+    name = f"{path.stem}-{hashlib.sha256(content).hexdigest()[:16]}"
+    if name not in open_clip.list_models():
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{name}.json"
+            file.write_bytes(content)
+            open_clip.add_model_config(file)
+    return name
 
 
-def _from_name(name: str, pretrained: str | None) -> ClipModel:
+def _from_name(name: str, pretrained: str | None, shown: str = "") -> ClipModel:
+    """A model by the name that open_clip has for it; `shown` is what people call it."""
+    shown = shown or name
     if name not in open_clip.list_models():
         close = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
@@ -130,7 +140,7 @@ def _from_name(name: str, pretrained: str | None) -> ClipModel:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
         have = ", ".join(tags) or "none"
-        raise DataError(f"{name} has no weights {pretrained!r}; it has: {have}")
+        raise DataError(f"{shown} has no weights {pretrained!r}; it has: {have}")
     config = open_clip.get_model_config(name)
     if pretrained and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"):
         config["quick_gelu"] = True  # these weights were trained with it; open_clip only warns
@@ -138,11 +148,11 @@ def _from_name(name: str, pretrained: str | None) -> ClipModel:
         quick = bool(config.get("quick_gelu"))
         model = _quietly(name, pretrained=pretrained, force_quick_gelu=quick)
     except Exception as error:  # downloads, config fields, tensor shapes: all end here
-        raise DataError(f"the model {name} cannot be made: {error}") from error
+        raise DataError(f"the model {shown} cannot be made: {error}") from error
     if pretrained:
-        return ClipModel(model, name, config, image_spec(model), f"open_clip {pretrained}")
-    fresh = frozenset(name for name, _ in model.named_parameters())
-    return ClipModel(model, name, config, image_spec(model), "random weights", fresh=fresh)
+        return ClipModel(model, shown, config, image_spec(model), f"open_clip {pretrained}")
+    fresh = frozenset(own for own, _ in model.named_parameters())
+    return ClipModel(model, shown, config, image_spec(model), "random weights", fresh=fresh)
 
 
 def _quietly(name: str, **options: Any) -> Any:

@@ -147,12 +147,17 @@ def _share(clip: ClipModel) -> None:
         alive.append(inputs[0])
         shared[quantizer] = first.setdefault((id(inputs[0]), inputs[0]._version), quantizer)
 
-    layers = fake_layers(clip.model).values()
-    handles = [layer.quantizer.register_forward_pre_hook(see) for layer in layers]
+    layers = fake_layers(clip.model)
+    handles = [layer.quantizer.register_forward_pre_hook(see) for layer in layers.values()]
     forward(clip.model.visual, _example(clip))
     for handle in handles:
         handle.remove()
-    for layer in layers:
+    if passed := [name for name, layer in layers.items() if layer.quantizer not in shared]:
+        raise DataError(
+            f"--qat does not know image towers like that of {clip.name}: it takes {passed[0]} past "
+            "the layer itself"
+        )
+    for layer in layers.values():
         layer.quantizer = shared[layer.quantizer]
 
 

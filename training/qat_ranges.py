@@ -17,6 +17,7 @@ from .qat import forward
 
 CALIBRATION = 8  # batches
 _KEPT = 8  # frames, on which ranges are compared
+_AT_ONCE = 64  # frames that go through the tower together
 _ROWS = 64  # of each, where a Linear takes them
 _SHARES = [0.85**n for n in range(14)]  # of the largest value
 _ALPHAS = (0.25, 0.5, 0.75, 1.0)
@@ -75,7 +76,8 @@ def calibrate(clip: ClipModel, batches: Iterable[Tensor]) -> None:
     in the weights themselves, and the float model stays the same function. Raises DataError
     where there are no frames, or a value is not finite.
     """
-    found, first = _observed(clip, batches)
+    parts = (part for frames in batches for part in torch.split(frames, _AT_ONCE))
+    found, first = _observed(clip, parts)
     for quantizer, seen in found.items():
         best = _plain(seen, quantizer)
         if seen.norm is not None:

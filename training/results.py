@@ -162,7 +162,7 @@ class Results:
             title=f"{self.shown.name} trained on {Path(options.data).name}",
             about={
                 "model": self.shown.name,
-                "start": self.shown.source,
+                "start": self.record["start"],
                 "data": ", ".join([options.data, *options.mix]),
                 "weights": self._weights(),
                 "evaluated on": str(options.val or "nothing: there was no --val"),

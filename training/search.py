@@ -28,6 +28,7 @@ from .search_space import Options, changed, given, propose, write_config
 from .state import NAME as STATE
 from .trainer import Told
 
+STUDY = "study.db"
 _UNSEEN_FIRST = 3  # trials that are never ended early: there is no median before
 _ERROR = "error"  # what made a trial fail
 _TO_TELL = 5  # trials, for a word on what mattered
@@ -50,8 +51,6 @@ class Search(Generic[Options]):
     train: Callable[[Options, Told], dict[str, Any]]
     model_option: str = "model"
     """The option that takes a model's config."""
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Options that all trials have otherwise."""
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
     def run(self) -> dict[str, Any]:
@@ -61,7 +60,7 @@ class Search(Generic[Options]):
         Raises DataError where the options cannot be searched, or the folder holds another search.
         """
         options = self.options
-        check_target(options.out, CONFIG, options.force or options.resume)
+        check_target(options.out, CONFIG, options.force or self._goes_on)
         varied = list(given(options, self.config, self.names))
         if not varied:
             raise DataError(
@@ -82,6 +81,10 @@ class Search(Generic[Options]):
         out = self.options.out
         return out.with_name(out.name + ".search")
 
+    @property
+    def _goes_on(self) -> bool:
+        return self.options.resume and (self.folder / STUDY).is_file()
+
     def _begin(self) -> None:
         options = self.options
         if not options.is_compared:
@@ -94,13 +97,14 @@ class Search(Generic[Options]):
                     f"{self.folder} holds a search: go on with it by --resume, or start anew by "
                     "--force"
                 )
+            check_target(self.folder, STUDY, overwrite=True)
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def _study(self) -> Iterator[optuna.Study]:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        url = URL.create("sqlite", database=str(self.folder / "study.db"))
+        url = URL.create("sqlite", database=str(self.folder / STUDY))
         storage = optuna.storages.RDBStorage(url.render_as_string())
         try:
             study = optuna.create_study(
@@ -145,7 +149,7 @@ class Search(Generic[Options]):
     def _trial(self, study: optuna.Study, trial: optuna.Trial) -> None:
         values = propose(trial, self.options, self.config, self.names)
         out = self.folder / f"trial-{trial.number:03}"
-        changes: dict[str, Any] = {"out": out, "force": True, "resume": False, **self.fixed}
+        changes: dict[str, Any] = {"out": out, "force": True, "resume": False}
         config = self.folder / f"model-{trial.number:03}.json"
         if write_config(self.config, values, config):
             changes[self.model_option] = str(config)

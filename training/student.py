@@ -79,10 +79,10 @@ def _behind(own: ClipModel, teacher: ClipModel, options: DistillOptions) -> Clip
         "text_cfg": text_config(options.student_text, teacher),
     }
     quick = [bool(clip.config.get("quick_gelu")) for clip in (own, teacher)]
-    if quick[0] != quick[1] and own.source != "random weights":
+    if quick[0] != quick[1] and own.source != "random weights" and _has_gelu(own):
         raise DataError(
             f"--student {own.name} was trained {'with' if quick[0] else 'without'} quick_gelu, its "
-            "teacher was not: take another student or its architecture alone"
+            "teacher otherwise: take another student or its architecture alone"
         )
     made = create_from(config, f"{own.name}-of-{teacher.name}", options.seed)
     kept = "logit_" if options.student_text else ""
@@ -98,6 +98,13 @@ def _behind(own: ClipModel, teacher: ClipModel, options: DistillOptions) -> Clip
     # Pictures are cut to the model's shape as the teacher's are: it saw the same view of them.
     image = msgspec.structs.replace(own.image, fit=teacher.image.fit, fill=teacher.image.fill)
     return dataclasses.replace(made, image=image, fresh=fresh, templates=teacher.templates)
+
+
+def _has_gelu(clip: ClipModel) -> bool:
+    """Whether `quick_gelu` counts in the image tower: in open_clip's own ViTs, not in its ResNets
+    or in timm's towers."""
+    vision = clip.config["vision_cfg"]
+    return not vision.get("timm_model_name") and isinstance(vision.get("layers"), int)
 
 
 def _take_over(clip: ClipModel, own: ClipModel) -> ClipModel:

@@ -167,8 +167,9 @@ class Teacher:
 
     def _store(self, folder: Path, kind: str, what: dict[str, Any], about: int) -> EmbeddingStore:
         key = hashlib.sha256(msgspec.json.encode(what)).hexdigest()[:16]
-        what = {"kind": kind, "teacher": self.clip.name, "columns": list(FIELDS[:about]), **what}
-        return EmbeddingStore(folder / f"{kind}-{key}", self._width, about, what)
+        what = {"kind": kind, "columns": list(FIELDS[:about]), **what}
+        notes = {"teacher": self.clip.name}
+        return EmbeddingStore(folder / f"{kind}-{key}", self._width, about, what, notes)
 
     def see(
         self, pairs: Pairs, digests: Digests, numbers: Sequence[int], progress: Progress
@@ -181,7 +182,7 @@ class Teacher:
         store = self.plain if PLAIN in numbers else self.drawn
         places = store.find(digests, numbers)
         if self._asked and (places < 0).any():
-            self._compute(store, pairs.files, digests, places < 0, numbers, progress)
+            self._compute(store, pairs.files, digests, numbers, progress)
             places = store.find(digests, numbers)
         good = np.flatnonzero((places >= 0).all(axis=1))
         if not len(good):
@@ -193,17 +194,18 @@ class Teacher:
         store: EmbeddingStore,
         files: Sequence[Path],
         digests: Digests,
-        missing: NDArray[np.bool_],
         numbers: Sequence[int],
         progress: Progress,
     ) -> None:
+        task = progress.add_task("The teacher looks at the pictures", total=None)
+        encode = self._encoder()
         # Equal pictures are one: only the first of them is computed.
         _, first = np.unique(digests, axis=0, return_index=True)
-        missing = missing & np.isin(np.arange(len(missing)), first)[:, None]
-        task = progress.add_task("The teacher looks at the pictures", total=int(missing.sum()))
-        views = _Missing(files, digests, missing, numbers, self.reader, self._seed)
-        encode = self._encoder()
-        with store.writing() as writer:
+        with store.writing() as writer:  # nobody else writes: what is missing now, stays so
+            missing = store.find(digests, numbers) < 0
+            missing &= np.isin(np.arange(len(missing)), first)[:, None]
+            progress.update(task, total=int(missing.sum()))
+            views = _Missing(files, digests, missing, numbers, self.reader, self._seed)
             for batch in _batches(views, self._workers):
                 frames = np.concatenate([own.frames for own in batch])
                 rows = [own.picture for own in batch for _ in own.numbers]

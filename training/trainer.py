@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -61,7 +61,10 @@ def train(
 def run(kind: type["Training"], options: TrainOptions, quiet: bool, told: Told) -> dict[str, Any]:
     """Begins a run of some kind, or goes on with it; returns its record."""
     state = _state(options)
+    if state:
+        _require_same(options, json.loads(state["record"])["options"], FREE_ON_RESUME)
     fabric = make_fabric(options)
+    _require_shared(options, state)
     console = Console(stderr=True, quiet=quiet or not fabric.is_global_zero)
     if options.resume and not state:
         console.print(f"there is no state in {options.run} yet: the run begins")
@@ -85,6 +88,24 @@ def _state(options: TrainOptions) -> dict[str, Any] | None:
     going_on = options.resume and options.run.is_dir()
     check_target(options.out, CONFIG, options.force or going_on)
     return None
+
+
+def _require_same(options: TrainOptions, before: Mapping[str, Any], free: Collection[str]) -> None:
+    """Raises DataError where the run that is gone on with had another option."""
+    for name, value in options.describe().items():
+        if name not in free and before.get(name) != value:
+            flag = "--" + name.replace("_", "-")
+            was = before.get(name)
+            raise DataError(f"--resume: {flag} was {was}, and is {value} now; it must stay")
+
+
+def _require_shared(options: TrainOptions, state: Mapping[str, Any] | None) -> None:
+    """Raises DataError where the processes do not find the same state: OUT is not shared."""
+    if len(set(gather_objects(state["step"] if state else None))) > 1:
+        raise DataError(
+            f"--resume: the machines have different states in {options.run}: OUT must be in a "
+            "folder that all of them share"
+        )
 
 
 class Training:
@@ -247,11 +268,7 @@ class Training:
         before, now = json.loads(state["record"]), self.results.record
         shards = any(isinstance(source, Shards) for source in self.batches.sources)
         free = [name for name in FREE_ON_RESUME if not (name == "workers" and shards)]
-        for name, value in now["options"].items():
-            if name not in free and before["options"].get(name) != value:
-                flag = "--" + name.replace("_", "-")
-                was = before["options"].get(name)
-                raise DataError(f"--resume: {flag} was {was}, and is {value} now; it must stay")
+        _require_same(self.options, before["options"], free)
         if (before["data"], before["val"]) != (now["data"], now["val"]):
             raise DataError("--resume: the data are not those that the run began with")
         self.run.load_state(state)
