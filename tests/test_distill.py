@@ -264,7 +264,7 @@ def test_a_trained_student_cannot_inherit(
     checkpoint: Path, unlabelled: Path, tmp_path: Path
 ) -> None:
     chosen = options(checkpoint, checkpoint, unlabelled, tmp_path / "out", inherit=True)
-    with pytest.raises(DataError, match="--inherit begins with the teacher's weights, but"):
+    with pytest.raises(DataError, match="--inherit begins with the weights of tiny, but"):
         distill(chosen, quiet=True)
 
 

@@ -1,5 +1,6 @@
 """What a narrower CNN of inverted residuals takes over from a wider one."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from conftest import COLORS, square, write_squares
 from torch.nn.functional import cosine_similarity
 
+from runtime.errors import DataError
 from training import inherit_cnn
 from training.distill import distill
 from training.distill_options import DistillOptions
@@ -122,8 +124,10 @@ def test_another_projection_is_another_family(tmp_path: Path) -> None:
     assert not is_family(made(tmp_path, "mobilenetv2_035", timm_pool="abs_attn"), teacher)
 
 
-def test_a_distillation_begins_with_it(tmp_path: Path) -> None:
+def test_a_distillation_begins_with_it(tiny_config: Path, tmp_path: Path) -> None:
     (tmp_path / "teacher").mkdir()
+    (tmp_path / "vit").mkdir()
+    save(create(str(tiny_config)), tmp_path / "vit", {})
     save(made(tmp_path, "mobilenetv2_050"), tmp_path / "teacher", {})
     student = made(tmp_path, "mobilenetv2_035", 1)
     assert student.source == "random weights"
@@ -135,4 +139,13 @@ def test_a_distillation_begins_with_it(tmp_path: Path) -> None:
         max_bad=0.1, held_out=0.2,
     )  # fmt: skip
     record = distill(options, quiet=True)
-    assert "fitted on 24 pictures of teacher" in record["start"]
+    assert "fitted on 19 pictures of teacher" in record["start"]
+    (tmp_path / "between").mkdir()
+    save(made(tmp_path, "mobilenetv2_050", 2), tmp_path / "between", {})
+    again = dataclasses.replace(options, inherit_from=str(tmp_path / "between"), force=True)
+    assert "fitted on 19 pictures of between" in distill(again, quiet=True)["start"]
+    for wrong, message in (("nowhere", "is no checkpoint folder"), ("vit", "is neither a smaller")):
+        with pytest.raises(DataError, match=f"--inherit-from.*{message}"):
+            distill(dataclasses.replace(again, inherit_from=str(tmp_path / wrong)), quiet=True)
+    with pytest.raises(DataError, match="leave out --no-inherit"):
+        dataclasses.replace(again, inherit=False)

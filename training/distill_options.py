@@ -51,6 +51,13 @@ class DistillOptions(TrainOptions):
             "--inherit/--no-inherit",
         ),
     ] = None
+    inherit_from: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "Begin with the weights of this checkpoint instead: of a student that is less narrow.",
+        ),
+    ] = None
     student_text: Annotated[
         str | None,
         option(
@@ -153,6 +160,8 @@ class DistillOptions(TrainOptions):
                 f"--batch-size {self.batch_size} is over all devices: a multiple of "
                 f"{self.devices * self.nodes}, and at least 2"
             )
+        if self.inherit_from and self.inherit is False:
+            raise DataError("--inherit-from begins with other weights: leave out --no-inherit")
         if self.texts and not self.student_text:
             raise DataError("--texts are for a text tower of the student's own: add --student-text")
         if self.texts:

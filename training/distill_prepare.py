@@ -40,7 +40,7 @@ from .qat import require_trained
 from .rivals import Rivals, split
 from .rows import Maker
 from .sources import Source, make_plan
-from .student import is_heir, make_student
+from .student import is_heir, make_student, open_source
 from .student_text import unlock_text
 from .teacher import Reader, Seen, Teacher, open_teacher
 from .text_towers import TextTowers
@@ -70,7 +70,8 @@ def prepare_distillation(
     student = make_student(options, clip)
     if options.student_text:
         unlock_text(student)
-    heir = is_heir(options, student, clip)
+    source = open_source(options, clip)
+    heir = is_heir(options, student, source)
     if options.qat and not heir:
         require_trained(student, "--student")
     if options.grad_checkpointing:
@@ -80,7 +81,7 @@ def prepare_distillation(
         pairs, hashes = _pictures(options, console, progress)
         learn, compare = _parts(options, hashes)
         if heir and begins:
-            student = _inherit(options, student, clip, pairs.keep(learn).files, progress)
+            student = _inherit(options, student, source, pairs.keep(learn).files, progress)
         clip.model.to(fabric.device)
         student.model.to(fabric.device)
         bank = _bank(options, teacher)
@@ -167,12 +168,12 @@ def _pictures(
 def _inherit(
     options: DistillOptions,
     student: ClipModel,
-    teacher: ClipModel,
+    source: ClipModel,
     files: Sequence[Path],
     progress: Progress,
 ) -> ClipModel:
-    """The student with what it takes over of its teacher, by the look of some of the pictures."""
-    task = progress.add_task("the student becomes like its teacher", total=1.0)
+    """The student with what it takes over of `source`, by the look of some of the pictures."""
+    task = progress.add_task(f"the student becomes like {source.name}", total=1.0)
 
     def some(count: int) -> Tensor:
         drawn = np.random.default_rng(options.seed).permutation(len(files))
@@ -181,9 +182,9 @@ def _inherit(
             raise DataError(f"--images: none of {len(files)} pictures can be read")
         return normalise(torch.from_numpy(np.stack(frames)), student.image)
 
-    taken = inherit(student, teacher, some, lambda done: progress.update(task, completed=done))
+    taken = inherit(student, source, some, lambda done: progress.update(task, completed=done))
     progress.update(task, visible=False)
-    progress.console.print(f"the student begins with its teacher's weights: {taken}")
+    progress.console.print(f"the student begins with weights that are there: {taken}")
     return dataclasses.replace(student, source=taken, fresh=frozenset())
 
 

@@ -40,23 +40,35 @@ def make_student(options: DistillOptions, teacher: ClipModel) -> ClipModel:
     return dataclasses.replace(clip, image=image)
 
 
-def is_heir(options: DistillOptions, student: ClipModel, teacher: ClipModel) -> bool:
-    """Whether the student is to begin with its teacher's weights. Raises DataError where it cannot,
-    and `--inherit` says that it must."""
+def open_source(options: DistillOptions, teacher: ClipModel) -> ClipModel:
+    """Whose weights the student may begin with: those of `--inherit-from`, else the teacher's.
+    Raises DataError."""
+    if options.inherit_from is None:
+        return teacher
+    if not Path(options.inherit_from).expanduser().is_dir():
+        raise DataError(f"--inherit-from {options.inherit_from} is no checkpoint folder")
+    return create(options.inherit_from)
+
+
+def is_heir(options: DistillOptions, student: ClipModel, source: ClipModel) -> bool:
+    """Whether the student is to begin with the weights of `source`. Raises DataError where it
+    cannot, and `--inherit` or `--inherit-from` says that it must."""
     if options.inherit is False:
         return False
+    flag = "--inherit-from" if options.inherit_from else "--inherit"
+    asked = options.inherit_from or options.inherit
     if student.source != "random weights":
-        if options.inherit:
+        if asked:
             raise DataError(
-                f"--inherit begins with the teacher's weights, but {student.name} has others "
-                f"({student.source}): leave out --inherit, or take an architecture without weights"
+                f"{flag} begins with the weights of {source.name}, but {student.name} has others "
+                f"({student.source}): leave out {flag}, or take an architecture without weights"
             )
         return False
-    if is_family(student, teacher):
+    if is_family(student, source):
         return True
-    if options.inherit:
+    if asked:
         raise DataError(
-            f"--inherit: {student.name} is neither a smaller ViT of its teacher's kind "
+            f"{flag}: {student.name} is neither a smaller ViT of the kind of {source.name} "
             "(open_clip's own, with the same patches and head width) nor a narrower CNN of the "
             "same layers (a MobileNet, EfficientNet, MNASNet)"
         )
