@@ -14,7 +14,7 @@ from rich.progress import Progress
 from runtime.backends import Encoder
 from runtime.bundle import Bundle
 from runtime.errors import DataError, EdgeClipError
-from runtime.head import standing_cosines
+from runtime.head import Cosines, cosines_of
 from runtime.opening import open_image
 from runtime.prompts import PromptBank
 from runtime.unknown import Fitted
@@ -60,13 +60,15 @@ def fit_bank(
     *,
     recall: float = 0.95,
     backend: str = "onnxruntime",
+    max_bad: float = 0.01,
     quiet: bool = False,
 ) -> BankFit:
     """Fits a bank's head and limit of "unknown" in each accepted precision of a bundle.
 
     `frames` (see `sample`) show the bank's labels; where they say which (class folders, tables),
     those of other labels count as unknown. `unknown` show none of them. The share `recall` of known
-    frames is to be kept. See `confidence.fit`. Raises DataError.
+    frames is to be kept, the share `max_bad` of all may be unreadable. See `confidence.fit`.
+    Raises DataError.
     """
     fits: dict[str, Confidence] = {}
     skipped: dict[str, str] = {}
@@ -77,7 +79,7 @@ def fit_bank(
         Progress(console=console, transient=True, disable=quiet) as progress,
     ):
         progress.add_task("Reading frames", total=None)
-        shown = _shown(bundle, bank, frames, unknown, Path(folder))
+        shown = _shown(bundle, bank, frames, unknown, Path(folder), max_bad)
         for name in _accepted(bundle):
             progress.add_task(f"Embedding them in {name}", total=None)
             try:
@@ -86,7 +88,7 @@ def fit_bank(
                 skipped[name] = str(error)
                 continue
             known, others = _cosines(shown, encode, bank)
-            reference = known if name == "fp32" else reference
+            reference = known.all if name == "fp32" else reference
             fits[name] = _fitted(
                 bundle, bank, name, (known, shown.targets, others), reference, recall
             )
@@ -108,7 +110,7 @@ def _fitted(
     bundle: Bundle,
     bank: PromptBank,
     name: str,
-    seen: tuple[Floats, Counts | None, Floats | None],
+    seen: tuple[Cosines, Counts | None, Cosines | None],
     reference: Floats | None,
     recall: float,
 ) -> Confidence:
@@ -144,9 +146,10 @@ def _shown(
     frames: Sequence[Path],
     unknown: Sequence[Path],
     folder: Path,
+    max_bad: float,
 ) -> Shown:
     spec = bundle.manifest.image
-    drawn = sample(frames, spec, MOST, SEED, folder / "known")
+    drawn = sample(frames, spec, MOST, SEED, folder / "known", max_bad)
     rows: list[int] = list(range(len(drawn)))
     others: list[tuple[FrameSet, Sequence[int]]] = []
     targets = None
@@ -163,17 +166,16 @@ def _shown(
         left = [row for row in range(len(drawn)) if of_bank[row] < 0]
         others += [(drawn, left)] if left else []
     if unknown:
-        strange = sample(unknown, spec, MOST, SEED, folder / "unknown")
+        strange = sample(unknown, spec, MOST, SEED, folder / "unknown", max_bad)
         others.append((strange, range(len(strange))))
     return Shown(drawn, targets, others, rows)
 
 
-def _cosines(shown: Shown, encode: Encoder, bank: PromptBank) -> tuple[Floats, Floats | None]:
-    """Cosines float32 [N, C] of the known frames with the bank, and of the unknown ones."""
+def _cosines(shown: Shown, encode: Encoder, bank: PromptBank) -> tuple[Cosines, Cosines | None]:
+    """Cosines of the known frames with the bank, and of the unknown ones."""
 
-    def of(frames: FrameSet, rows: Sequence[int]) -> Floats:
-        parts = [encode(batch) for batch in frames.batches(BATCH, rows)]
-        return standing_cosines(np.concatenate(parts), bank)
+    def of(*seen: tuple[FrameSet, Sequence[int]]) -> Cosines:
+        batches = (batch for frames, rows in seen for batch in frames.batches(BATCH, rows))
+        return cosines_of(np.concatenate([encode(batch) for batch in batches]), bank)
 
-    others = [of(frames, rows) for frames, rows in shown.others]
-    return of(shown.frames, shown.rows), np.concatenate(others) if others else None
+    return of((shown.frames, shown.rows)), of(*shown.others) if shown.others else None

@@ -12,7 +12,7 @@ from runtime.errors import DataError, FrameError
 from runtime.frames import Frame
 from runtime.manifest import ImageSpec
 from runtime.preprocess import preprocess
-from runtime.sources import PICTURES, VIDEOS, frames_of
+from runtime.sources import PICTURES, VIDEOS, check_name, frames_of
 
 from .frame_set import lot, read_frames, write_frame
 from .pairs import Bad, check_bad, read_pairs
@@ -170,9 +170,9 @@ class Shelf:
 
         Where it has more frames than its header says, every second one is given up again.
         """
-        every = max(1, -(-_length(video) // most))
-        step, kept = every, dict[int, int]()
+        kept = dict[int, int]()
         try:
+            step = every = max(1, -(-_length(video) // most))
             for turn, (_, frame, color) in enumerate(frames_of(video, every)):
                 number = turn * every
                 if number % step == 0 and len(kept) == most:
@@ -186,7 +186,8 @@ class Shelf:
 
 
 def _length(video: Path) -> int:
-    """How many frames a video's header says it has; 0 where it does not say."""
+    """How many frames a video's header says it has; 0 where it does not say. Raises FrameError."""
+    check_name(video)
     try:
         import cv2
     except ModuleNotFoundError:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.head import Cosines
 from runtime.manifest import Head
-from runtime.prediction import scores_of
 
 from .metrics import Counts, Floats, expected_calibration_error, reliability
-from .temperature import BLOCK, fit_head, nll
-from .unknown import Limit, fit_limit
+from .temperature import fit_head, nll
+from .unknown import Limit, blocks, both, fit_limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,12 @@ class Confidence:
 
 
 def fit(
-    cosines: Floats,
+    cosines: Floats | Cosines,
     targets: Counts | None,
     head: Head,
     *,
     reference: Floats | None = None,
-    unknown: Floats | None = None,
+    unknown: Floats | Cosines | None = None,
     recall: float = 0.95,
     labels: int | None = None,
 ) -> Confidence:
@@ -53,23 +53,25 @@ def fit(
     into two halves, class by class; each is measured with the head that the other gave. The head
     that is returned is fitted to all. The same input gives the same result. Raises DataError.
     """
-    fitted = fit_head(cosines, targets, head, reference)
+    seen = both(cosines)
+    fitted = fit_head(seen.all, targets, head, reference)
     limit = fit_limit(cosines, fitted, targets, unknown, recall, labels)
-    how = _how(targets, reference, unknown, recall)
+    strange = None if unknown is None else both(unknown).all
+    how = _how(targets, reference, strange, recall)
     if targets is None or len(targets) < 2:
-        return Confidence(head=fitted, limit=limit, how=how, frames=len(cosines))
+        return Confidence(head=fitted, limit=limit, how=how, frames=len(seen.all))
     order = np.argsort(targets, kind="stable")
     one, other = order[::2], order[1::2]
-    from_one, from_other = (fit_head(cosines[rows], targets[rows], head) for rows in (one, other))
-    count = labels or cosines.shape[1]
-    ece_before, nll_before = _measured(cosines, targets, [(order, head)], count)
+    from_one, from_other = (fit_head(seen.all[rows], targets[rows], head) for rows in (one, other))
+    count = labels or seen.all.shape[1]
+    ece_before, nll_before = _measured(seen, targets, [(order, head)], count)
     crossed = [(one, from_other), (other, from_one)]
-    ece_after, nll_after = _measured(cosines, targets, crossed, count)
+    ece_after, nll_after = _measured(seen, targets, crossed, count)
     return Confidence(
         head=fitted,
         limit=limit,
         how=how,
-        frames=len(cosines),
+        frames=len(seen.all),
         ece_before=ece_before,
         ece_after=ece_after,
         nll_before=nll_before,
@@ -90,23 +92,22 @@ def _how(
 
 
 def _measured(
-    cosines: Floats, targets: Counts, parts: Sequence[tuple[Counts, Head]], labels: int
+    cosines: Cosines, targets: Counts, parts: Sequence[tuple[Counts, Head]], labels: int
 ) -> tuple[float, float]:
     """ECE and NLL of frames [N] of which these rows are scored by these heads. Of frames that fit
     background best nothing is said, so that they do not count in the ECE."""
-    scores = np.empty(len(cosines), dtype=np.float32)
+    scores = np.empty(len(targets), dtype=np.float32)
     loss = 0.0
     for rows, head in parts:
-        scores[rows] = _best_scores(cosines[rows], head, labels)
-        loss += nll(cosines[rows], targets[rows], head) * len(rows) / len(cosines)
-    best = cosines.argmax(axis=1)
+        scores[rows] = _best_scores(cosines.rows(rows), head, labels)
+        loss += nll(cosines.all[rows], targets[rows], head) * len(rows) / len(targets)
+    best = cosines.standing.argmax(axis=1)
     said = best < labels
     if not said.any():
         return 0.0, loss
     return expected_calibration_error(reliability(scores[said], best[said] == targets[said])), loss
 
 
-def _best_scores(cosines: Floats, head: Head, labels: int) -> Floats:
+def _best_scores(cosines: Cosines, head: Head, labels: int) -> Floats:
     """The best label's score of each frame, float32 [N], as `Prediction.score`."""
-    blocks = (cosines[start : start + BLOCK] for start in range(0, len(cosines), BLOCK))
-    return np.concatenate([scores_of(b, head)[:, :labels].max(axis=1) for b in blocks])
+    return np.concatenate([b.scores(head, labels).max(axis=1) for b in blocks(cosines)])

@@ -43,6 +43,9 @@ Keep = Annotated[
         min=0.01, max=1, help="With --fit: share of known frames that are not to be unknown."
     ),
 ]
+MaxBad = Annotated[
+    float, typer.Option(min=0, max=1, help="With --fit: share of frames that may be unreadable.")
+]
 Remove = Annotated[str | None, typer.Option(help="Take a bank out of the bundle.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a bank of that name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")]
@@ -59,6 +62,7 @@ def prompts(
     fit: Fit = None,
     unknown: Unknown = None,
     keep: Keep = 0.95,
+    max_bad: MaxBad = 0.01,
     remove: Remove = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -81,6 +85,7 @@ def prompts(
         fit=fit,
         unknown=unknown,
         keep=keep,
+        max_bad=max_bad,
         force=force,
         as_json=as_json,
     )
@@ -116,6 +121,7 @@ class _Asked:
     fit: list[Path] | None
     unknown: list[Path] | None
     keep: float
+    max_bad: float
     force: bool
     as_json: bool
 
@@ -149,10 +155,16 @@ def _make(bundle: "Bundle", labels: str, asked: _Asked) -> None:
 
 def _use(bundle: "Bundle", asked: _Asked) -> None:
     """Fits a stored bank, and looks at it."""
-    from runtime.bank_store import bank_of, store_bank
+    from runtime.bank_store import bank_of, is_bound, store_bank
+    from runtime.errors import BundleError
 
     name = _name(bundle, asked.name)
     bank = bank_of(bundle, name)
+    if not is_bound(bank, bundle.manifest):
+        raise BundleError(
+            f"the bank {name!r} was made by another text encoder: make it again (--labels, --name "
+            f"{name}, --force)"
+        )
     if asked.fit:
         fitted, read = _fit(bundle, bank, asked), bundle.manifest.prompts[name]
         bank = fitted.bank
@@ -245,6 +257,7 @@ def _fit(bundle: "Bundle", bank: "PromptBank", asked: _Asked) -> "BankFit":
         asked.fit or [],
         asked.unknown or [],
         recall=asked.keep,
+        max_bad=asked.max_bad,
         backend="onnxruntime" if find_spec("onnxruntime") else "auto",
         quiet=asked.as_json,
     )

@@ -22,8 +22,9 @@ def write_report(folder: Path, report: Report) -> None:
     The galleries read their pictures' files again.
     """
     text = json.dumps(json_of(report), indent=2, ensure_ascii=False)
-    (folder / MARKER).write_text(text + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    for name, content in ((MARKER, text + "\n"), ("report.md", markdown(report))):
+        # The name of a picture may be no UTF-8.
+        (folder / name).write_text(content, encoding="utf-8", errors="replace")
     for name, picture in _pictures(report):
         if isinstance(picture, Figure):
             with warnings.catch_warnings():  # a label in a script that the font lacks

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.label_sets import Labels
+from runtime.label_sets import Labels, parse_labels
 from runtime.prompts import build_bank, prompts_of
 
 from .gate import Cost, Encode, relabelled, turned
@@ -24,14 +24,15 @@ class Naming:
     """Frames, and the labels that they are named by.
 
     `frames` are the fp32 image encoder's unit rows [F, D] and `targets` the frames' labels [F] or
-    None; `prompts` are the labels in the templates as tokens [P, L], and `reference` the fp32 text
-    encoder's unit rows of these [P, D].
+    None; `prompts` are the labels in the `templates` (the first ones of `of`) as tokens [P, L], and
+    `reference` the fp32 text encoder's unit rows of these [P, D].
     """
 
     frames: Floats
     targets: Counts | None
     labels: Labels
     templates: tuple[str, ...]
+    of: int
     prompts: Tokens
     reference: Floats
 
@@ -52,10 +53,12 @@ def naming(
 ) -> Naming:
     """The same from fp32's text encoder. Of many prompts only those of the first templates are
     taken, such that they are about MOST_PROMPTS."""
-    names = prompts_of(labels, ["{}"])
-    some = tuple(templates)[: max(1, MOST_PROMPTS // len(names))]
-    prompts = tokenizer(prompts_of(labels, some))
-    return Naming(frames, targets, labels, some, prompts, embedded(encode, prompts))
+    label_set = parse_labels(labels)
+    whole = label_set.templates or tuple(templates)
+    bare = dataclasses.replace(label_set, templates=None)
+    some = whole[: max(1, MOST_PROMPTS // len(prompts_of(bare, ["{}"])))]
+    prompts = tokenizer(prompts_of(bare, some))
+    return Naming(frames, targets, bare, some, len(whole), prompts, embedded(encode, prompts))
 
 
 @dataclass(frozen=True, eq=False)

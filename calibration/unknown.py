@@ -1,5 +1,6 @@
 """Which measure tells best that a frame is of none of the labels, and where its threshold lies."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import get_args
 
@@ -7,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import DataError
+from runtime.head import Cosines
 from runtime.manifest import Head
-from runtime.prediction import scores_of
 from runtime.unknown import Measure, measured
 
 from .metrics import Counts, Floats, auroc
@@ -35,11 +36,16 @@ class Limit:
     found: float | None = None
 
 
+def both(cosines: Floats | Cosines) -> Cosines:
+    """Cosines of which no label is ruled out, where only those are given."""
+    return cosines if isinstance(cosines, Cosines) else Cosines(cosines, cosines)
+
+
 def fit_limit(
-    cosines: Floats,
+    cosines: Floats | Cosines,
     head: Head,
     targets: Counts | None = None,
-    unknown: Floats | None = None,
+    unknown: Floats | Cosines | None = None,
     recall: float = 0.95,
     labels: int | None = None,
 ) -> Limit:
@@ -61,46 +67,67 @@ def fit_limit(
 
     Raises DataError.
     """
-    check(cosines, head, targets)
+    seen, strange = both(cosines), None if unknown is None else both(unknown)
+    check(seen.all, head, targets)
     if not 0 < recall <= 1:
         raise DataError(f"recall is the share of frames to keep, above 0 and up to 1, not {recall}")
-    if unknown is not None:
-        check_cosines("unknown", unknown, cosines.shape[1])
-    labels = labels or cosines.shape[1]
-    right = _right(cosines, targets, labels)
-    measure, area = _best_measure(cosines, head, targets, unknown, labels)
-    known = _values(measure, cosines[right], head, labels)
+    if strange is not None:
+        check_cosines("unknown", strange.all, seen.all.shape[1])
+    labels = labels or seen.all.shape[1]
+    right = _right(seen, targets, labels)
+    measure, area = _best_measure(seen, head, targets, strange, labels)
+    known = _values(measure, seen.rows(right), head, labels)
     threshold = _quantile(known, recall)
-    strange = None if unknown is None else _values(measure, unknown, head, labels) < threshold
+    below = None if strange is None else _values(measure, strange, head, labels) < threshold
     return Limit(
         measure=measure,
         threshold=threshold,
         auroc=area,
         false_alarms=_false_alarms(known, recall),
-        found=None if strange is None else float(strange.mean()),
+        found=None if below is None else float(below.mean()),
     )
 
 
-def _right(cosines: Floats, targets: Counts | None, labels: int) -> NDArray[np.bool_]:
-    best = cosines.argmax(axis=1)
-    right = best < labels if targets is None else best == targets
+def names_some(cosines: Cosines, targets: Counts | None, labels: int) -> bool:
+    """Whether any frame is named rightly (without `targets`: by a label at all), so that there is
+    something to fit."""
+    return bool(_named(cosines, targets, labels).any())
+
+
+def _named(cosines: Cosines, targets: Counts | None, labels: int) -> NDArray[np.bool_]:
+    best = cosines.standing.argmax(axis=1)
+    return np.asarray(best < labels if targets is None else best == targets)
+
+
+def _right(cosines: Cosines, targets: Counts | None, labels: int) -> NDArray[np.bool_]:
+    right = _named(cosines, targets, labels)
     if not right.any():
+        how = "by a label of the bank: background fits all of them better"
+        if targets is not None:
+            how = "rightly: check that the targets are in the order of the bank's labels"
         raise DataError(
-            f"none of the {len(cosines)} frames is named rightly, so that there is no score to "
-            "keep: check that the targets are in the order of the bank's labels, or leave them out"
+            f"none of the {len(cosines.all)} frames is named {how}. There is no score to keep"
         )
-    return np.asarray(right)
+    return right
 
 
-def _values(measure: Measure, cosines: Floats, head: Head, labels: int) -> Values:
-    blocks = (cosines[start : start + BLOCK] for start in range(0, len(cosines), BLOCK))
+def _values(measure: Measure, cosines: Cosines, head: Head, labels: int) -> Values:
     return np.concatenate(
-        [measured(measure, b[:, :labels], scores_of(b, head)[:, :labels], head) for b in blocks]
+        [
+            measured(measure, block.standing[:, :labels], block.scores(head, labels), head)
+            for block in blocks(cosines)
+        ]
     )
+
+
+def blocks(cosines: Cosines) -> Iterator[Cosines]:
+    """The frames, BLOCK at a time."""
+    for start in range(0, len(cosines.all), BLOCK):
+        yield Cosines(*(part[start : start + BLOCK] for part in cosines))
 
 
 def _best_measure(
-    cosines: Floats, head: Head, targets: Counts | None, unknown: Floats | None, labels: int
+    cosines: Cosines, head: Head, targets: Counts | None, unknown: Cosines | None, labels: int
 ) -> tuple[Measure, float | None]:
     """The measure with the greatest area under the ROC curve, and that: of equal ones the first.
 
@@ -111,17 +138,18 @@ def _best_measure(
     areas: dict[Measure, float] = {}
     for measure in get_args(Measure):
         if unknown is not None:
-            known = _values(measure, cosines[right], head, labels)
+            known = _values(measure, cosines.rows(right), head, labels)
             areas[measure] = auroc(known, _values(measure, unknown, head, labels))
         else:
-            names = cosines[:, :labels].argmax(axis=1) if targets is None else targets
+            best = cosines.standing[:, :labels].argmax(axis=1)
+            names = best if targets is None else targets
             areas[measure] = _hiding(measure, cosines, head, names, labels)
-    best = max(areas, key=areas.__getitem__)
-    told = unknown is not None or (targets is not None and areas[best] > 0)
-    return best, areas[best] if told else None
+    chosen = max(areas, key=areas.__getitem__)
+    told = unknown is not None or (targets is not None and areas[chosen] > 0)
+    return chosen, areas[chosen] if told else None
 
 
-def _hiding(measure: Measure, cosines: Floats, head: Head, names: Counts, labels: int) -> float:
+def _hiding(measure: Measure, cosines: Cosines, head: Head, names: Counts, labels: int) -> float:
     """The mean area over the labels, where each is hidden in turn and its frames are the unknown;
     0 where there is but one label, or all frames are of one."""
     areas = []
@@ -130,7 +158,8 @@ def _hiding(measure: Measure, cosines: Floats, head: Head, names: Counts, labels
         return 0.0
     for hidden in present[np.argsort(-frames, kind="stable")][:HIDDEN]:
         its = names == hidden
-        values = _values(measure, np.delete(cosines, hidden, axis=1), head, labels - 1)
+        others = Cosines(*(np.delete(part, hidden, axis=1) for part in cosines))
+        values = _values(measure, others, head, labels - 1)
         areas.append(auroc(values[~its], values[its]))
     return float(np.mean(areas))
 

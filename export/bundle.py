@@ -22,7 +22,7 @@ from runtime.bundle import Bundle, describe
 from runtime.classifier import Classifier
 from runtime.errors import DataError, PrecisionRefused
 from runtime.folders import check_target, new_folder
-from runtime.label_sets import Labels
+from runtime.label_sets import Labels, parse_labels
 from runtime.manifest import Manifest, Model, Precision
 from runtime.ort import OrtEncoder
 from runtime.tokenizer import Tokenizer
@@ -78,6 +78,8 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bundle", self.bundle.expanduser())
+        if self.templates and self.labels is not None and parse_labels(self.labels).templates:
+            raise DataError("--labels has templates of its own: give them there, or by --template")
 
 
 def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:

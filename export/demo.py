@@ -6,7 +6,7 @@ together.
 """
 
 import json
-import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import runtime
 from calibration.contact_sheet import Example, contact_sheet
 from calibration.pairs import read_pairs
 from runtime import manifest
-from runtime.errors import GateFailed
+from runtime.errors import DataError, GateFailed
 from runtime.folders import check_target, new_folder
 from runtime.frames import read_picture
 from training import digits
@@ -32,6 +32,9 @@ from training.trainer import train
 
 from .bundle import ExportOptions, export_bundle
 from .verify import verify
+
+DIGITS = "digits.json"  # says of a folder that its pictures are the demo's
+PICTURE = "demo.png"
 
 FRAMES, TESTS = 10_000, 1200
 # A strong weight decay: a large network would rather learn "red is never a two" by heart.
@@ -58,33 +61,21 @@ def run(out: Path, seed: int = 0, force: bool = False, as_json: bool = False) ->
     Raises GateFailed where the bundle does not hold to its format's rules.
     """
     for folder_name, marker in (
-        ("data", "train.csv"),
+        ("data", DIGITS),
         ("checkpoint", CONFIG),
         ("bundle", manifest.NAME),
     ):
         check_target(out / folder_name, marker, force)
+    if (out / PICTURE).exists() and not force:
+        raise DataError(f"{out / PICTURE} exists already; name another folder, or add --force")
     start = time.perf_counter()
     console = Console(stderr=True, quiet=as_json)
     with Progress(console=console, transient=True) as progress:
-        with new_folder(out / "data", "train.csv", force) as folder:
+        with new_folder(out / "data", DIGITS, force) as folder:
             made = digits.make(folder, FRAMES, TESTS, seed, progress)
-    options = TrainOptions(
-        data=str(out / "data" / "train.csv"),
-        val=out / "data" / "test.csv",
-        out=out / "checkpoint",
-        model="nano",
-        templates=digits.TEMPLATES,
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        lr=RATE,
-        weight_decay=DECAY,
-        crop=1.0,  # the digits reach the borders
-        cache=out / "cache",
-        seed=seed,
-        force=force,
-    )
-    train(options, quiet=as_json)
-    shutil.rmtree(out / "cache")
+            (folder / DIGITS).write_text(json.dumps({"seed": seed}) + "\n")
+    with tempfile.TemporaryDirectory(prefix=".cache-", dir=out) as cache:
+        train(_options(out, Path(cache), seed, force), quiet=as_json)
     bundle = out / "bundle"
     exported = ExportOptions(
         checkpoint=str(out / "checkpoint"),
@@ -100,9 +91,27 @@ def run(out: Path, seed: int = 0, force: bool = False, as_json: bool = False) ->
     named = name_frames(bundle, out / "data" / "test.csv", made)
     figures = summary(bundle, named) | {"seed": seed}
     figures["seconds"] = round(time.perf_counter() - start, 1)
-    draw(named, out / "demo.png", figures)
+    draw(named, out / PICTURE, figures)
     print(json.dumps(figures)) if as_json else show(figures, out)
     return figures
+
+
+def _options(out: Path, cache: Path, seed: int, force: bool) -> TrainOptions:
+    return TrainOptions(
+        data=str(out / "data" / "train.csv"),
+        val=out / "data" / "test.csv",
+        out=out / "checkpoint",
+        model="nano",
+        templates=digits.TEMPLATES,
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        lr=RATE,
+        weight_decay=DECAY,
+        crop=1.0,  # the digits reach the borders
+        cache=cache,
+        seed=seed,
+        force=force,
+    )
 
 
 def name_frames(bundle: Path, test: Path, made: DigitFrames) -> list[Named]:

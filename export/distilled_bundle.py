@@ -20,6 +20,7 @@ from training.results import REPORT
 from .bundle import ExportOptions, export_bundle
 from .precisions import CalibrationOptions
 
+_TITLE = "## The bundle"
 SECONDS = 2.0  # of measuring, for each backend and precision
 Figures = Mapping[str, Mapping[str, float]]
 
@@ -62,7 +63,7 @@ def _export(options: DistillOptions, bundle: Path) -> ExportOptions:
         bundle=bundle,
         labels=options.label_set,
         templates=options.templates or None,
-        precisions=CalibrationOptions(calibrate=options.images),
+        precisions=CalibrationOptions(calibrate=options.images, max_bad=options.max_bad),
         force=options.force,
     )
 
@@ -85,7 +86,7 @@ def _figures(
 
 def _markdown(content: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
     bundle, figures = content["folder"], content["figures"]
-    yield from ("", "## The bundle", "", f"`{bundle}`, calibrated on the same pictures.", "")
+    yield from ("", _TITLE, "", f"`{bundle}`, calibrated on the same pictures.", "")
     if content["refused"]:
         yield from (content["refused"], "")
     if figures:
@@ -115,7 +116,7 @@ def _append(report: Path, content: dict[str, Any], lines: Iterator[str]) -> None
     """Adds to both files of the report; each is written beside and renamed."""
     known = json.loads((report / MARKER).read_text(encoding="utf-8"))
     text = json.dumps(known | {"bundle": content}, indent=2, ensure_ascii=False) + "\n"
-    before = (report / "report.md").read_text(encoding="utf-8")
+    before = (report / "report.md").read_text(encoding="utf-8").partition(f"\n{_TITLE}\n")[0]
     for name, whole in ((MARKER, text), ("report.md", before + "\n".join(lines) + "\n")):
         beside = report / f".{name}"
         beside.write_text(whole, encoding="utf-8")

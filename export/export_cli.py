@@ -1,5 +1,6 @@
 """`edgeclip export`: a bundle from a checkpoint, and a Triton repository from a bundle."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ Judging = Annotated[
     list[Path] | None,
     _cost("Frames to judge precisions on (default: some of --calibrate, set apart)."),
 ]
+MaxBad = Annotated[float, _cost("Share of the frames that may be unreadable.", min=0, max=1)]
 Frames = Annotated[int, _cost("Most frames of each.", min=1)]
 Precisions = Annotated[str, _cost("To make beside fp32, separated by commas.")]
 Cosine = Annotated[float, _cost("With fp32, at the 1st percentile of frames.")]
@@ -55,6 +57,7 @@ def export(
     calibrate: Calibrate = None,
     judge: Judging = None,
     frames: Frames = 512,
+    max_bad: MaxBad = 0.01,
     precisions: Precisions = "fp16,int8,int8_fp16",
     min_cosine: Cosine = 0.99,
     min_agreement: Agreement = 0.99,
@@ -67,13 +70,20 @@ def export(
 ) -> None:
     """Write a bundle: ONNX encoders, tokenizer, prompts; proven against the model."""
     if bundle is None:
-        _triton_alone(checkpoint, triton, force)
+        others = (pretrained, labels, templates, tokenizer, calibrate, judge)
+        _triton_alone(checkpoint, triton, force, others)
         return
     from calibration.gate import Limits
+    from runtime.errors import PrecisionRefused
+    from runtime.folders import check_target
     from runtime.label_sets import read_labels, read_templates
 
     from .bundle import ExportOptions, export_bundle
     from .precisions import CalibrationOptions
+    from .to_triton import MARKER
+
+    if triton:
+        check_target(triton, MARKER, force)
 
     options = ExportOptions(
         checkpoint=checkpoint,
@@ -86,6 +96,7 @@ def export(
             calibrate=tuple(calibrate or ()),
             judge=tuple(judge or ()),
             frames=frames,
+            max_bad=max_bad,
             precisions=tuple(name.strip() for name in precisions.split(",") if name.strip()),
             limits=Limits(min_cosine=min_cosine, min_agreement=min_agreement, max_drop=max_drop),
             allow_rejected=allow_rejected,
@@ -93,10 +104,16 @@ def export(
         ),
         force=force,
     )
-    export_bundle(options, quiet=as_json)
+    refused = None
+    try:
+        export_bundle(options, quiet=as_json)
+    except PrecisionRefused as error:  # the bundle is there
+        refused = error
     _show(bundle, options.bundle / "report", as_json)
     if triton:
         _write_triton(bundle, triton, force, as_json)
+    if refused:
+        raise refused
 
 
 def _show(bundle: Path, report: Path, as_json: bool) -> None:
@@ -107,10 +124,10 @@ def _show(bundle: Path, report: Path, as_json: bool) -> None:
         print(f"wrote {bundle}")
 
 
-def _triton_alone(bundle: str, triton: Path | None, force: bool) -> None:
+def _triton_alone(bundle: str, triton: Path | None, force: bool, others: Sequence[object]) -> None:
     from runtime.errors import DataError
 
-    if triton is None:
+    if triton is None or any(others):
         raise DataError("name the bundle folder to write: edgeclip export CHECKPOINT BUNDLE")
     _write_triton(Path(bundle), triton, force)
 

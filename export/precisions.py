@@ -30,9 +30,10 @@ from calibration.precisions import (
 )
 from calibration.sampling import sample
 from calibration.sensitivity import encoder
+from calibration.unknown import names_some
 from runtime.classifier import Classifier
 from runtime.errors import DataError
-from runtime.head import standing_cosines
+from runtime.head import cosines_of
 from runtime.label_sets import Labels
 from runtime.manifest import Head, Precision
 from runtime.prompts import PromptBank, build_bank
@@ -41,6 +42,7 @@ from .trained_ranges import Trained
 
 PRECISIONS = ("fp16", "int8", "int8_fp16")
 TRAINED = "the ranges of int8 are those of the training (--qat), not calibrated"
+FEW = 30  # frames: fewer say little
 CALIBRATION_SHARE = 0.6  # of --calibrate, where there is no --judge; the rest judges
 
 
@@ -50,13 +52,15 @@ class CalibrationOptions:
 
     `calibrate` and `judge` are pictures, folders, tables and videos; without `judge` some of the
     frames of `calibrate` are set apart. `frames` is the most of each. `precisions` are those to
-    make beside fp32, int8 ones only where there are frames; `text_int8` asks for an int8 text
+    make beside fp32, int8 ones only where there are frames; `max_bad` is the share of the frames
+    that may be unreadable; `text_int8` asks for an int8 text
     encoder. Raises DataError for limits and precisions that are none.
     """
 
     calibrate: tuple[Path, ...] = ()
     judge: tuple[Path, ...] = ()
     frames: int = 512
+    max_bad: float = 0.01
     precisions: tuple[str, ...] = PRECISIONS
     limits: Limits = Limits()
     allow_rejected: bool = False
@@ -156,6 +160,7 @@ def _frames(
             most,
             options.seed,
             store / name,
+            options.max_bad,
             advance=lambda n: progress.advance(task, n),
         )
         progress.remove_task(task)
@@ -200,6 +205,14 @@ def _on_frames(
 
     cache = ranges_file(classifier.bundle.folder, model, calibration)
     candidates = tuple(_candidates(model, frames, judge, options, progress, cache, trained))
+    fitted = bank if labels is not None else None
+    head = classifier.bundle.manifest.head
+    confidence = _confidence(fitted, head, candidates, judge) if fitted else {}
+    unfitted = [name for name in ("fp32", *(c.name for c in candidates)) if name not in confidence]
+    if fitted and unfitted:
+        notes += (f"no score was fitted: {unfitted[0]} names none of the frames rightly",)
+    if len(judged) < FEW:
+        notes += (f"{len(judged)} different frames say little of a precision: --judge 100 or more",)
     return Made(
         candidates=candidates,
         calibration=calibration,
@@ -207,9 +220,7 @@ def _on_frames(
         labels=names,
         notes=(*coverage(calibration, names).notes(), *notes, *([TRAINED] if trained else [])),
         flips=tuple(_flips(candidates, judge, judged, names)),
-        confidence=_confidence(bank, classifier.bundle.manifest.head, candidates, judge)
-        if bank and labels is not None
-        else {},
+        confidence=confidence,
         judge=judge,
         ranges=cache,
     )
@@ -273,18 +284,21 @@ def _confidence(
     bank: PromptBank, head: Head, candidates: Sequence[Candidate], judge: Judge
 ) -> dict[str, Confidence]:
     """Fits the scores of each precision to the judged frames: to their true labels, or, without
-    them, to what fp32 says."""
+    them, to what fp32 says. One that names no frame rightly is left out: there is nothing to fit.
+    """
     targets, labels = judge.targets, len(bank.labels)
-    reference = standing_cosines(judge.reference, bank)
-    if targets is not None and not (reference.argmax(axis=1) == targets).any():
-        return {}  # not one is named rightly: there is nothing to fit
+    reference = cosines_of(judge.reference, bank)
+    if not names_some(reference, targets, labels):
+        return {}
     found = {"fp32": fit(reference, targets, head, labels=labels)}
     for candidate in candidates:
         encode = encoder(candidate.model)
         embeddings = np.concatenate([encode(batch) for batch in judge.batches()])
-        if np.isfinite(embeddings).all():
-            rows = standing_cosines(embeddings, bank)
-            found[candidate.name] = fit(rows, targets, head, reference=reference, labels=labels)
+        if not np.isfinite(embeddings).all():
+            continue
+        rows = cosines_of(embeddings, bank)
+        if names_some(rows, targets, labels):
+            found[candidate.name] = fit(rows, targets, head, reference=reference.all, labels=labels)
     return found
 
 

@@ -44,7 +44,7 @@ def write_report(
     report = folder / "report"
     report.mkdir()
     text = json.dumps(content, indent=2) + "\n"
-    (report / "report.json").write_text(text, encoding="utf-8")
+    (report / "report.json").write_text(text, encoding="utf-8", errors="replace")
     lines = [
         *_head(folder, made, rows),
         *precision_report.markdown(table, others),

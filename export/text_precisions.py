@@ -73,7 +73,7 @@ def make_text_precisions(
     with Progress(console=console, transient=True, disable=console.quiet) as progress:
         progress.add_task("The text encoder", total=None)
         made = tuple(_candidates(options, model, texts.calibration, judge, progress))
-    notes = tuple(_notes(texts, told, tokenizer.spec.templates))
+    notes = tuple(_notes(texts, told))
     return MadeTexts(candidates=made, used=texts, notes=notes)
 
 
@@ -109,16 +109,16 @@ def _candidates(
         yield int8_candidate(model, batches, judge, options.limits, progress)
 
 
-def _notes(texts: Texts, told: Naming | None, templates: Sequence[str]) -> Iterator[str]:
+def _notes(texts: Texts, told: Naming | None) -> Iterator[str]:
     if not texts.apart:
         yield (
             f"there are {len(texts.judged)} texts only: the text encoder was judged on those that "
             "it was calibrated on (more --labels, or captions, give others)"
         )
-    if told and len(told.templates) < len(templates):
+    if told and len(told.templates) < told.of:
         yield (
             "the text encoder was judged on frames by the labels in the first "
-            f"{len(told.templates)} of {len(templates)} templates"
+            f"{len(told.templates)} of {told.of} templates"
         )
 
 

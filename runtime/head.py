@@ -1,6 +1,7 @@
 """From a frame's cosines with a prompt bank to what it is taken for."""
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,14 +72,32 @@ def predictions(
     ]
 
 
-def standing_cosines(embeddings: Floats, bank: PromptBank) -> Floats:
-    """Cosines of unit rows [B, D] with all rows of a bank, [B, N + E]; RULED_OUT in the place of
-    labels that are."""
+class Cosines(NamedTuple):
+    """Cosines of frames with all rows of a bank, float32 [B, N + E]. All count in the softmax; in
+    `standing` there is RULED_OUT in the place of labels that are."""
+
+    all: Floats
+    standing: Floats
+
+    def rows(self, which: NDArray[Any]) -> "Cosines":
+        """Those of some frames."""
+        return Cosines(self.all[which], self.standing[which])
+
+    def scores(self, head: Head, labels: int) -> Floats:
+        """The scores of the first `labels` rows [B, labels]: 0 where they are ruled out."""
+        scores = scores_of(self.all, head)[:, :labels]
+        return np.where(self.standing[:, :labels] > RULED_OUT, scores, np.float32(0))
+
+
+def cosines_of(embeddings: Floats, bank: PromptBank) -> Cosines:
+    """Cosines of unit rows [B, D] with a bank."""
     cosines = np.asarray(embeddings @ bank.rows.T, dtype=np.float32)
     ruled_out = ruled_out_labels(cosines, bank.layout, len(bank.labels))
+    standing = cosines
     if ruled_out is not None:
-        cosines[:, : len(bank.labels)][ruled_out] = RULED_OUT
-    return cosines
+        standing = cosines.copy()
+        standing[:, : len(bank.labels)][ruled_out] = RULED_OUT
+    return Cosines(cosines, standing)
 
 
 def ruled_out_labels(cosines: Floats, layout: Layout, count: int) -> NDArray[np.bool_] | None:

@@ -164,7 +164,8 @@ def write(folder: Path, manifest: Manifest, raw: dict[str, Any] | None = None) -
     merged = _merge(raw or {}, msgspec.to_builtins(manifest))
     text = json.dumps(merged, indent=2, ensure_ascii=False)
     beside = folder / f".{NAME}.new"
-    with beside.open("w", encoding="utf-8") as stream:
+    beside.unlink(missing_ok=True)  # what a crash left; or a link, which is not written through
+    with beside.open("x", encoding="utf-8") as stream:
         stream.write(text + "\n")
         stream.flush()
         os.fsync(stream.fileno())  # or a power cut may leave the new name with nothing in it

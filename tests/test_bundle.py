@@ -149,6 +149,15 @@ def test_prompt_bank_of_another_encoder(bundle_copy: Path) -> None:
         runtime.load(bundle_copy)
 
 
+def test_a_link_in_a_bundle_is_not_written_through(bundle_copy: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (bundle_copy / ".manifest.json.new").symlink_to(mine)
+    made, raw = manifest.read(bundle_copy)
+    manifest.write(bundle_copy, made, raw)
+    assert mine.read_text() == "mine" and manifest.read(bundle_copy)[0] == made
+
+
 def test_unknown_fields_are_kept(bundle_copy: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["format"] = "1.7"

@@ -10,9 +10,11 @@ from typing import Protocol
 
 import pytest
 from conftest import COLORS
+from typer.testing import CliRunner
 
-from export.cli import main
-from runtime.errors import MissingFile
+from export.bundle import ExportOptions
+from export.cli import app, main
+from runtime.errors import DataError, MissingFile, PrecisionRefused
 
 
 @dataclass(frozen=True)
@@ -240,3 +242,42 @@ def test_a_triton_repository_of_a_bundle(edgeclip: Edgeclip, bundle: Path, tmp_p
     assert len(list((tmp_path / "models").glob("*/1/model.onnx"))) == 2
     error = edgeclip("export", bundle, code=2).stderr
     assert "name the bundle folder to write" in error
+
+
+def test_a_refused_precision_does_not_take_the_report_with_it(
+    bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(options: ExportOptions, quiet: bool) -> None:
+        raise PrecisionRefused("int8 is too far from fp32")
+
+    monkeypatch.setattr("export.bundle.export_bundle", refuses)
+    command = ["export", "ViT-B-32", bundle_copy, "--force", "--to-triton", tmp_path / "triton"]
+    result = CliRunner().invoke(app, list(map(str, command)))
+    assert isinstance(result.exception, PrecisionRefused)
+    assert f"wrote {bundle_copy}" in result.stdout and (tmp_path / "triton").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bundle", "--to-triton", "models", "--labels", "a"], "name the bundle folder to write"),
+        (["nano", "out", "--labels", "LABELS", "--template", "a {}"], "templates of its own"),
+    ],
+)
+def test_export_ignores_no_option(arguments: list[str], message: str, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"labels": ["a"], "templates": ["b {}"]}')
+    chosen = [str(labels) if word == "LABELS" else word for word in arguments]
+    result = CliRunner().invoke(app, ["export", *chosen])
+    assert isinstance(result.exception, DataError) and message in str(result.exception)
+
+
+def test_the_demo_keeps_what_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "demo.png").write_bytes(b"mine")
+    (tmp_path / "b" / "data").mkdir(parents=True)
+    (tmp_path / "b" / "data" / "train.csv").write_text("mine")
+    for folder, more in (("a", []), ("b", ["--force"])):
+        result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / folder), *more])
+        assert isinstance(result.exception, DataError)
+    assert (tmp_path / "b" / "data" / "train.csv").read_text() == "mine"

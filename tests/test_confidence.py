@@ -1,5 +1,6 @@
 """Heads and thresholds that are fitted to frames' cosines."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,10 +11,12 @@ from calibration import temperature
 from calibration.confidence import fit
 from calibration.metrics import Counts, Floats, auroc, expected_calibration_error, reliability
 from calibration.temperature import fit_head, nll
-from calibration.unknown import fit_limit
+from calibration.unknown import both, fit_limit, names_some
 from runtime.errors import DataError
+from runtime.head import cosines_of, predictions
 from runtime.manifest import Head
 from runtime.prediction import scores_of
+from runtime.prompts import PromptBank, build_bank
 from runtime.unknown import measured
 
 Activation = Literal["softmax", "sigmoid"]
@@ -441,3 +444,45 @@ def test_what_cannot_be_used_is_named(
 def test_a_broken_head_is_refused(given: Head) -> None:
     with pytest.raises(DataError, match="no scale above 0 and finite bias"):
         fit_head(COSINES, TARGETS, given)
+
+
+def negated() -> tuple[PromptBank, Floats]:
+    """A bank of which "dog" has a negative prompt, and frames; some are nearer to that."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(4, 64))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def embed(texts: Sequence[str]) -> Floats:
+        return np.asarray(rows[: len(texts)], np.float32)
+
+    bank = build_bank({"dog": {"not": ["a toy dog"]}, "cat": {}, "fox": {}}, ["{}"], embed, "")
+    frames = bank.rows[rng.integers(0, 3, 200)] + rng.normal(0, 0.1, (200, 64))
+    frames[:2] = bank.rows[0] + 1.5 * bank.rows[3]  # dogs that look like toys
+    frames /= np.linalg.norm(frames, axis=1, keepdims=True)
+    return bank, np.asarray(frames, np.float32)
+
+
+def test_what_is_fitted_is_what_the_runtime_says() -> None:
+    bank, frames = negated()
+    seen = cosines_of(frames, bank)
+    assert (seen.standing < -1).any(axis=1).sum() >= 2
+    said = predictions(np.asarray(frames @ bank.rows.T), bank, head(30.0))
+    assert np.allclose(seen.scores(head(30.0), 3), [found.scores for found in said])
+
+
+def test_a_label_that_is_ruled_out_does_not_spoil_the_temperature() -> None:
+    bank, frames = negated()
+    seen = cosines_of(frames, bank)
+    targets = seen.all[:, :3].argmax(axis=1)
+    targets[:2] = 0
+    found = fit(seen, targets, head(100.0), labels=3)
+    assert found.head == fit_head(seen.all, targets, head(100.0))
+    spoilt = fit_head(seen.standing, targets, head(100.0))
+    assert found.head.logit_scale > 1.2 * spoilt.logit_scale
+
+
+def test_frames_that_background_fits_best_are_named_by_no_label() -> None:
+    cosines = np.tile(np.array([0.1, 0.2, 0.3], np.float32), (5, 1))
+    assert not names_some(both(cosines), None, 2) and names_some(both(cosines), None, 3)
+    with pytest.raises(DataError, match="background fits all of them better"):
+        fit_limit(cosines, head(10.0), labels=2)

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import gc
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, library: Path, tmp_path: Path) -> M
 
 def kinds(bundle: Path) -> set[str]:
     """What lies in the folder of the engines, beside the lock."""
-    return {path.suffix for path in (bundle / "engines").iterdir() if path.name != ".lock"}
+    return {path.suffix for path in (bundle / "engines").iterdir()}
 
 
 @pytest.mark.parametrize("version", SUPPORTED)
@@ -330,10 +331,11 @@ def test_modules_of_the_working_folder_are_not_taken(
 def test_one_build_at_a_time(bundle: Path, machine: Machine) -> None:
     machine.has(NEW)
     (bundle / "engines").mkdir()
-    with (bundle / "engines" / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another build is at work"):
-            built(bundle)
+    lock = os.open(bundle / "engines", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(DataError, match="another build is at work"):
+        built(bundle)
+    os.close(lock)
     built(bundle, precision="fp16")
 
 
@@ -370,3 +372,11 @@ def test_other_inputs_are_refused(bundle: Path, machine: Machine) -> None:
     for wrong in (np.zeros((1, 32, 32, 3), np.float32), np.zeros((2, 1, 1, 3), np.uint8)):
         with pytest.raises(FrameError, match="the engine takes uint8"):
             encoder(wrong)
+
+
+@pytest.mark.parametrize("limits", [{"min_cosine": float("nan")}, {"min_agreement": 2.0}])
+def test_limits_that_are_none(limits: dict[str, float]) -> None:
+    from export.build import EngineOptions
+
+    with pytest.raises(DataError, match="at most 1, not"):
+        EngineOptions(bundle=Path("bundle"), **limits)

@@ -172,6 +172,8 @@ def test_a_bank_of_another_encoder_is_listed_as_stale(
     (bundle_copy / "manifest.json").write_text(json.dumps(raw))
     assert not json.loads(edgeclip(bundle_copy, "--json"))["banks"][0]["bound"]
     assert "stale" in edgeclip(bundle_copy)
+    said = edgeclip(bundle_copy, "--fit", "nowhere.mp4", code=2)  # said before frames are read
+    assert "another text encoder: make it again" in said
     stale = bank_of(Bundle(bundle_copy), "default")
     with pytest.raises(BundleError, match="another text encoder"):
         store_bank(bundle_copy, "again", stale)

@@ -112,6 +112,14 @@ def test_a_report_on_training_alone(tmp_path: Path) -> None:
     assert len(json_of(report)["history"]) == 130
 
 
+def test_names_that_are_no_utf_8_do_not_lose_the_report(tmp_path: Path) -> None:
+    bad = [Bad("caf\udce9.jpg", "unreadable picture")]
+    report = Report(title="t", about={}, history=[{"epoch": 1, "loss": 2.0}], steps=[], bad=bad)
+    write_report(tmp_path, report)
+    assert "caf?.jpg" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "report.json").read_text())["bad"]["items"][0][0] == "caf?.jpg"
+
+
 def test_a_first_epoch_has_a_report(tmp_path: Path) -> None:
     history = [{"epoch": 1, "loss": 2.0}]
     steps = [{"step": 0, "loss": 2.0}]

@@ -19,10 +19,11 @@ from PIL import Image, ImageEnhance
 from calibration.coverage import coverage
 from calibration.frame_set import FrameSet
 from calibration.sampling import sample
-from runtime.errors import DataError
+from runtime.errors import DataError, FrameError
 from runtime.frames import Frame
 from runtime.manifest import ImageSpec
 from runtime.preprocess import preprocess
+from training.video_frames import frames_of_video
 
 SPEC = ImageSpec(height=32, width=48, mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -581,3 +582,13 @@ def test_real_broken_pictures(tmp_path: Path, data: Path) -> None:
         draw(tmp_path, data / "badimages/files")
     frames = draw(tmp_path, data / "badimages/files", max_bad=1)
     assert 5 < len(frames) < 37 and frames.manifest()["unreadable"] > 5
+
+
+def test_a_video_whose_name_is_no_utf_8_is_left_out(tmp_path: Path) -> None:
+    """OpenCV would crash the process."""
+    folder = pictures(tmp_path / "in", range(4))
+    video(tmp_path / "clip.avi", range(4)).rename(folder / os.fsdecode(b"caf\xe9.avi"))
+    (bad,) = draw(tmp_path, folder, max_bad=0.5).origin.bad
+    assert bad.reason == "damaged video" and "caf\ufffd.avi" in bad.item
+    with pytest.raises(FrameError, match="is not UTF-8"):
+        frames_of_video(folder / os.fsdecode(b"caf\xe9.avi"), 1.0, tmp_path / "room")

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import COLORS, write_squares
+from numpy.typing import NDArray
 
 import runtime
 from calibration import text_judge
@@ -20,7 +21,7 @@ from calibration.gate import Cost, Encode, Limits, faults
 from calibration.layers import OPERATORS, find_layers
 from calibration.metrics import row_cosines
 from calibration.pairs import read_pairs
-from calibration.text_judge import Naming, TextJudge
+from calibration.text_judge import Naming, TextJudge, naming
 from calibration.texts import FEWEST, find_texts, split_texts
 from export.bundle import PROBES, ExportOptions, export_bundle
 from export.cli import main
@@ -237,12 +238,30 @@ def test_what_texts_there_are(squares: Path, tmp_path: Path) -> None:
     assert read_pairs(table, ["{}"]).texts == ("one", "two")
 
 
+def test_many_prompts_are_cut_by_the_templates_of_the_label_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(text_judge, "MOST_PROMPTS", 4)
+    labels = {"labels": ["a", "b"], "templates": ["one {}", "two {}", "three {}"]}
+    asked: list[str] = []
+
+    def tokenizer(texts: Sequence[str]) -> NDArray[np.int32]:
+        asked.extend(texts)
+        return np.arange(len(texts), dtype=np.int32)[:, None]
+
+    unit = np.eye(4, dtype=np.float32)
+    told = naming(unit[:, :4], None, labels, ["{}"], tokenizer, lambda tokens: unit[tokens[:, 0]])
+    assert asked == ["one a", "two a", "one b", "two b"]
+    assert told.templates == ("one {}", "two {}") and told.of == 3
+    assert told.best(unit).shape == (4,)
+
+
 def test_the_judge_by_hand() -> None:
     """Two frames, two labels with two prompts each; the prompts of the labels are exchanged."""
     unit = np.eye(2, dtype=np.float32)
     prompts = np.arange(4, dtype=np.int32)[:, None]
     reference = unit[[0, 0, 1, 1]]
-    frames = Naming(unit, np.array([0, 1]), ["a", "b"], ("{}", "a {}"), prompts, reference)
+    frames = Naming(unit, np.array([0, 1]), ["a", "b"], ("{}", "a {}"), 2, prompts, reference)
     judge = TextJudge(prompts[:2], reference[:2], frames)
     same = judge.cost(lambda tokens: reference[tokens[:, 0]])
     assert same.cosine_p1 == same.agreement == same.top1 == 1 and same.drop == 0

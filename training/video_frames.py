@@ -13,7 +13,7 @@ from calibration.likeness import Distinct
 from runtime.errors import DataError, FrameError
 from runtime.folders import new_folder
 from runtime.frames import Frame
-from runtime.sources import frames_of
+from runtime.sources import check_name, frames_of
 
 SIDE = 512  # pixels at most, of the short side: more than any model's crops need
 WINDOW = 1000  # so many frames before it a frame is held against
@@ -50,6 +50,7 @@ def _key(video: Path, fps: float) -> str:
 def _every(video: Path, fps: float) -> int:
     import cv2
 
+    check_name(video)
     capture = cv2.VideoCapture(str(video))
     try:
         rate = float(capture.get(cv2.CAP_PROP_FPS))
