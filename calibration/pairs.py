@@ -159,6 +159,8 @@ def _table_rows(path: Path) -> tuple[list[tuple[Path, str]], str, tuple[Bad, ...
     column = ""
     for column, row in _records(path):
         file = path.parent / row.file
+        if row.file and not exists.get(row.file, True):
+            continue  # counted once, however many captions it has
         if row.file not in exists:
             exists[row.file] = bool(row.file) and os.path.isfile(file)
         reason = _fault(row, column) if exists[row.file] else "missing file"

@@ -375,7 +375,7 @@ def test_other_inputs_are_refused(bundle: Path, machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("limits", [{"min_cosine": float("nan")}, {"min_agreement": 2.0}])
-def test_limits_that_are_none(limits: dict[str, float]) -> None:
+def test_limits_that_are_none(limits: dict[str, Any]) -> None:
     from export.build import EngineOptions
 
     with pytest.raises(DataError, match="at most 1, not"):

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from calibration.pairs import Pairs, read_pairs
-from runtime.errors import DataError
+from runtime.errors import DataError, FrameError
 from training import features
 from training.augment import Augmentation
 from training.cache import FrameCache
@@ -375,6 +375,27 @@ def test_bad_pictures_are_left_out(tmp_path: Path, pairs: Pairs, workers: int) -
         assert {b.reason for b in kept.bad} == {"unreadable picture"}
         assert len(found) == 5
         np.testing.assert_allclose(found, whole[[1, 2, 3, 4, 7]], atol=2e-2)
+
+
+def test_what_could_not_be_read_for_a_while_is_read_again(
+    tmp_path: Path, pairs: Pairs, runs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that was away leaves a file's size and time as they are."""
+    read = PictureReader.file
+
+    def away(self: PictureReader, path: Path) -> Any:
+        if path == pairs.files[3]:
+            raise FrameError("input/output error")
+        return read(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PictureReader, "file", away)
+        for _ in range(2):
+            assert len(Locked(tmp_path).images(pairs)[0]) == 7
+        assert sum(runs) == 7
+    for _ in range(2):
+        assert len(Locked(tmp_path).images(pairs)[0]) == 8
+    assert sum(runs) == 15
 
 
 def test_more_than_one_batch_with_gaps(

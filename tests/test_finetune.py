@@ -1,5 +1,6 @@
 """Fine-tuning that keeps what the model could: locked towers, the guard, mixing with the start."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -15,6 +16,8 @@ from calibration.subject import measure
 from runtime.errors import DataError, GateFailed
 from training.evaluate import checkpoint_subject
 from training.options import TrainOptions
+from training.results import Results
+from training.run import Run
 from training.trainer import train
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -138,6 +141,20 @@ def test_wise_ft_mixes_start_and_end(checkpoint: Path, squares: Path, tmp_path: 
     assert (tmp_path / "mix/report/wise_ft.png").is_file()
 
 
+def test_another_mixture_needs_no_other_training(
+    checkpoint: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way out that a mixture which fails the guard names."""
+    chosen = options(squares, tmp_path / "out", checkpoint, wise_ft=0.9, lr=1e-3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "_mixed", lambda _: (_ for _ in ()).throw(GateFailed("too far")))
+        with pytest.raises(GateFailed):
+            train(chosen, quiet=True)
+    monkeypatch.setattr(Run, "advance", None)  # no further step
+    again = dataclasses.replace(chosen, wise_ft=0.1, resume=True)
+    assert train(again, quiet=True)["wise_ft"]["alpha"] == 0.1
+
+
 def test_layers_far_from_the_output_learn_less(
     checkpoint: Path, squares: Path, tmp_path: Path
 ) -> None:
@@ -192,5 +209,9 @@ def test_options_that_would_do_nothing(
 def test_random_weights_are_no_start_to_mix_with(
     squares: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="--wise-ft mixes with the start: give the model one"):
+    with pytest.raises(
+        DataError, match="--wise-ft mixes with the start: give all of the model one"
+    ):
         train(options(squares, tmp_path / "out", tiny_config, wise_ft=0.5), quiet=True)
+    with pytest.raises(DataError, match="write to another folder"):
+        options(squares, tmp_path / "start", tmp_path / "start", wise_ft=0.5)

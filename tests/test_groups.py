@@ -309,6 +309,21 @@ def test_a_start_that_is_none(
         load_matching(make("vit"), tmp_path / "start")
 
 
+def test_a_start_of_another_activation_is_refused(make: Any, tmp_path: Path) -> None:
+    start = make("vit")
+    config = start.config | {"quick_gelu": not start.config.get("quick_gelu")}
+    folder = write(tmp_path / "start", dataclasses.replace(start, config=config))
+    with pytest.raises(DataError, match="quick_gelu, vit is otherwise: begin with all of it"):
+        load_matching(make("vit"), folder)
+
+
+def test_how_pictures_are_prepared_comes_with_the_image_tower(make: Any, tmp_path: Path) -> None:
+    start = make("vit")
+    image = msgspec.structs.replace(start.image, fit="pad", fill=7, interpolation="bilinear")
+    folder = write(tmp_path / "start", dataclasses.replace(start, image=image))
+    assert load_matching(make("vit"), folder).image == image
+
+
 def test_the_normalisation_comes_with_the_image_towers_weights(make: Any, tmp_path: Path) -> None:
     start = make("test_resnet")
     image = msgspec.structs.replace(start.image, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))

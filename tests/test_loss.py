@@ -464,3 +464,6 @@ def test_scale_is_clamped() -> None:
         scale = torch.tensor(value)
         clamp_scale(scale)
         assert scale.exp().item() == pytest.approx(expected, rel=1e-5)
+    scale = torch.tensor(9.0)
+    clamp_scale(scale, 112.3)  # where a SigLIP began
+    assert scale.exp().item() == pytest.approx(112.3, rel=1e-5)

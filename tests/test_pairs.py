@@ -213,3 +213,11 @@ def test_a_picture_has_one_label(tmp_path: Path) -> None:
 def test_shards_are_not_evaluated(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="shards are for training; here give a table or a folder"):
         read_pairs(tmp_path / "x.tar", ["{}"])
+
+
+def test_a_missing_file_counts_once(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = "".join(f"{name},caption {n}\n" for name in ("a.png", "no.png") for n in range(5))
+    (tmp_path / "data.csv").write_text("file,caption\n" + rows)
+    pairs = read_pairs(tmp_path / "data.csv", ["{}"])
+    assert len(pairs.texts) == 5 and [b.reason for b in pairs.bad] == ["missing file"]

@@ -191,6 +191,17 @@ def test_a_slight_crop_shows_nearly_what_the_runtime_shows(
         assert np.abs(image - whole).mean() < 8
 
 
+@pytest.mark.parametrize("shape", [(90, 160), (160, 90)])
+def test_crops_of_long_pictures_keep_their_shape_and_lie_anywhere(shape: tuple[int, int]) -> None:
+    frame, places = gradients(*shape), set()
+    for seed in range(20):
+        red, green, _ = seen(Augmentation(spec(32, 32), crop=0.9), frame, seed).T.astype(float)
+        width, height = (np.ptp(c) / 255 * side for c, side in ((red, shape[1]), (green, shape[0])))
+        assert 0.7 < width / height < 1.4 and height * width > 0.75 * 90 * 90
+        places.add(round((red if shape[1] > shape[0] else green).mean() / 25))
+    assert len(places) >= 3
+
+
 # Decoded
 
 

@@ -55,6 +55,13 @@ def usable(path: Path | str, templates: Sequence[str] = TEMPLATES) -> list[Sampl
     return [item for item in found if isinstance(item, Sample)]
 
 
+def test_of_an_unknown_number_a_damaged_file_has_lost_one(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    (folder / "a.tar").write_bytes(b"")
+    assert open_shards(str(folder), TEMPLATES, samples=1_000_000).expected == 1
+
+
 def bad(path: Path | str, expected: int = 1) -> list[Bad]:
     return [item for item in read_shard(str(path), TEMPLATES, expected) if isinstance(item, Bad)]
 

@@ -277,3 +277,37 @@ def test_bad_samples_are_a_share_of_what_was_seen(tiny_config: Path, tmp_path: P
         epoch_size=100, batch_size=25, workers=0, max_bad=0.03,
     )  # fmt: skip
     assert sum(train(options, quiet=True)["bad"].values()) == 4
+
+
+def test_a_bias_is_not_left_to_itself(squares: Path, tiny_config: Path, tmp_path: Path) -> None:
+    config = json.loads(tiny_config.read_text()) | {"init_logit_bias": -10}
+    (tmp_path / "biased.json").write_text(json.dumps(config))
+    chosen = TrainOptions(
+        data=str(squares), out=tmp_path / "out", model=str(tmp_path / "biased.json"), loss="clip",
+        workers=0,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="its scores are sigmoids, which --loss clip does not"):
+        train(chosen, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"val": Path("typo.csv")}, "there is no data file or folder typo.csv"),
+        ({"lock_text": True, "token_drop": 0.3}, "--token-drop goes with a text tower"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_computed(
+    checkpoint: Path, squares: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    chosen = TrainOptions(
+        data=str(squares), out=tmp_path / "out", model=str(checkpoint), workers=0, **changes
+    )
+    with pytest.raises(DataError, match=message):
+        train(chosen, quiet=True)
+
+
+def test_this_folder_is_a_name(squares: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="cannot be replaced as a whole"):
+        train(TrainOptions(data=str(squares), out=Path("."), model="nano", workers=0), quiet=True)

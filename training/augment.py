@@ -91,13 +91,15 @@ class Augmentation:
         return np.asarray(image, dtype=np.uint8)
 
     def _crop(self, image: Image.Image) -> v2.Transform:
-        """A crop of about the shape that the model sees: its own; with `squash` the picture's."""
+        """A crop of about the shape that the model sees: its own; with `squash` the picture's. Its
+        area is a share of the largest such one, which lies anywhere in a long picture."""
         spec = self.spec
-        whole = image if spec.fit == "squash" else spec
-        shape = whole.width / whole.height
+        own = image.width / image.height
+        shape = own if spec.fit == "squash" else spec.width / spec.height
+        largest = min(shape / own, own / shape)
         return v2.RandomResizedCrop(
             (spec.height, spec.width),
-            (self.crop, 1.0),
+            (self.crop * largest, largest),
             (shape * 3 / 4, shape * 4 / 3),
             _MODES[spec.interpolation],
             antialias=True,

@@ -184,7 +184,7 @@ class FeatureStore:
         file = self.folder / f"features-{self._key(clip, where, pairs)}"
         rows, values = file.with_suffix(".rows.npy"), file.with_suffix(".npy")
         try:
-            if not _whole(rows, values):
+            if not _whole(rows, values) or self._may_be_read(pairs, rows):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._compute(clip, where, pairs, values, rows, progress)
             good = np.load(rows, allow_pickle=False).tolist()
@@ -195,6 +195,14 @@ class FeatureStore:
         bad = tuple(Bad(str(pairs.files[i]), "unreadable picture") for i in sorted(left_out))
         kept = dataclasses.replace(pairs.keep(good), bad=pairs.bad + bad)
         return kept, features[: len(good)]
+
+    def _may_be_read(self, pairs: Pairs, rows: Path) -> bool:
+        """Whether any of the pictures that could not be read before can be read by now."""
+        for row in set(range(len(pairs))) - set(np.load(rows, allow_pickle=False).tolist()):
+            with contextlib.suppress(FrameError, OSError):
+                self.reader.file(pairs.files[row])
+                return True
+        return False
 
     def _compute(
         self, clip: ClipModel, where: Cut, pairs: Pairs, values: Path, rows: Path, bar: Progress
@@ -281,8 +289,9 @@ def _run(clip: ClipModel, where: Cut, frames: Frame) -> NDArray[np.float16]:
 def _allocate(file: Path, shape: tuple[int, ...]) -> Any:
     """An array in a file whose space is reserved: a full disk is an error at once, not a crash."""
     made = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
-    with file.open("r+b") as stream:
-        os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+    if hasattr(os, "posix_fallocate"):  # not on a Mac
+        with file.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
     return made
 
 

@@ -183,10 +183,11 @@ def label_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return total / (targets != -1).sum().clamp(min=1)
 
 
-def clamp_scale(log_scale: Tensor) -> None:
-    """Keeps the learned temperature's inverse in [1, 100], as CLIP does, in place."""
+def clamp_scale(log_scale: Tensor, most: float = MAX_SCALE) -> None:
+    """Keeps the learned temperature's inverse in [1, 100], as CLIP does, in place; or below
+    `most`."""
     with torch.no_grad():
-        log_scale.clamp_(0, math.log(MAX_SCALE))
+        log_scale.clamp_(0, math.log(most))
 
 
 def _cosines(rows: Tensor, columns: Tensor) -> Tensor:

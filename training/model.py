@@ -28,7 +28,7 @@ CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 RECORD = "training.json"
 PRESETS = Path(__file__).parent / "presets"
-_FIT = {"shortest": "crop", "squash": "squash", "longest": "pad"}
+FIT = {"shortest": "crop", "squash": "squash", "longest": "pad"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,14 +176,14 @@ def image_spec(model: Any) -> ImageSpec:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
-        fit=_FIT[config["resize_mode"]],  # type: ignore[arg-type]
+        fit=FIT[config["resize_mode"]],  # type: ignore[arg-type]
         fill=int(config["fill_color"]),
     )
 
 
 def preprocess_config(spec: ImageSpec) -> dict[str, Any]:
     """The inverse of `image_spec`: open_clip's `preprocess_cfg`."""
-    back = {fit: mode for mode, fit in _FIT.items()}
+    back = {fit: mode for mode, fit in FIT.items()}
     return {
         "size": [spec.height, spec.width],
         "mode": "RGB",
@@ -215,4 +215,5 @@ def save(clip: ClipModel, folder: Path, record: Mapping[str, Any]) -> None:
             ),
         )
     text = json.dumps(record, indent=2, ensure_ascii=False)
-    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+    path = folder / RECORD
+    path.write_text(text + "\n", encoding="utf-8", errors="replace")  # a path may be no UTF-8

@@ -58,8 +58,11 @@ class Objective(nn.Module):
                 f"--loss siglip needs a model with a bias, which {clip.name} has not: choose a "
                 'SigLIP model, or put "init_logit_bias": -10 into its config'
             )
-        if has_bias:
-            clip.model.logit_bias.requires_grad_(self.name == "siglip")  # no other loss has a use
+        if has_bias and self.name != "siglip":
+            raise DataError(
+                f"{clip.name} has a bias: its scores are sigmoids, which --loss {self.name} does "
+                "not train; leave out --loss, or take siglip"
+            )
         width, length = int(clip.config["embed_dim"]), options.queue if self.momentum else 0
         self.register_buffer("image", torch.zeros(length, width))
         self.register_buffer("text", torch.zeros(length, width))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,7 +201,8 @@ class TrainOptions:
             if isinstance(value, Path):
                 object.__setattr__(self, field.name, value.expanduser())
         object.__setattr__(self, "data", str(self.data))
-        object.__setattr__(self, "out", Path(self.out).expanduser())
+        out = Path(self.out).expanduser()
+        object.__setattr__(self, "out", out if out.name else out.resolve())
         if self.templates:
             check_templates(self.templates)
         self._check_choices()
@@ -258,6 +260,9 @@ class TrainOptions:
             raise DataError("--strategy fsdp goes neither with --ema nor with --loss itc: use ddp")
         if self.strategy == "fsdp" and self.precision == "fp16":
             raise DataError("--strategy fsdp goes with --precision fp32 or bf16")
+        starts = [os.path.realpath(Path(s).expanduser()) for s in (self.model, self.init) if s]
+        if self.wise_ft is not None and os.path.realpath(self.out) in starts:
+            raise DataError("--wise-ft mixes with the start: write to another folder than that")
         if self.views > 1 and not self.lock_image:
             raise DataError("--views are of a locked image tower's features: add --lock-image")
 

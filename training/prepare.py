@@ -1,6 +1,7 @@
 """From options to what a run works on: the model, what of it is locked, and the pairs."""
 
 import hashlib
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ def prepare(options: TrainOptions, fabric: Fabric, console: Console) -> Material
 
     Raises DataError for what does not work, before anything is trained.
     """
+    for data in (options.val, options.guard):
+        if data is not None and not os.path.exists(data):
+            raise DataError(f"there is no data file or folder {data}")
     clip = make_model(options)
     if options.qat:
         require_trained(clip, "--model or --init")
@@ -72,6 +76,8 @@ def prepare(options: TrainOptions, fabric: Fabric, console: Console) -> Material
         where = _cut(clip, options, sources, console)
         maker = _maker(options, clip, tokenizer, where)
         fixed = _text_is_locked(clip, sources)
+        if fixed and options.token_drop:
+            raise DataError("--token-drop goes with a text tower that is trained: --no-lock-text")
         opened = [_rows(s, clip, maker, where, fixed, options, progress) for s in sources]
     classes = _classes(options, opened)
     torch.manual_seed(options.seed)  # of the classifier's first weights

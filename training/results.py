@@ -52,8 +52,11 @@ class Results:
         self._guarded = HeldOut(options.guard, options, shown.image) if options.guard else None
         if self._guarded and self._guarded.pairs.targets is None:
             raise DataError(f"--guard {options.guard} has captions: it takes labels")
-        if options.wise_ft is not None and len(shown.fresh) == len(list(shown.model.parameters())):
-            raise DataError("--wise-ft mixes with the start: give the model one by --init")
+        if options.wise_ft is not None and shown.fresh:
+            raise DataError(
+                "--wise-ft mixes with the start: give all of the model one by --init; random is "
+                f"{min(shown.fresh)}"
+            )
         self._start: dict[str, Tensor] = {}
         if options.wise_ft is not None:
             self._start = {k: v.cpu().clone() for k, v in shown.model.state_dict().items()}
@@ -129,7 +132,7 @@ class Results:
         self.shown.model.load_state_dict(mix(self._start, trained, alpha))
         if self._guard and not self._guard.holds(top1 := self._guard_top1()):
             raise mixture_fails(self._guard, top1, points)
-        return points
+        return [point for point in points if len(point) > 1]  # a tiny --val gives no figure
 
     def _figures(self) -> Figures:
         figures: Figures = {}
@@ -195,6 +198,7 @@ class Results:
             "start": self.shown.source,
             "data": self._material.data,
             "val": None if self._val is None else describe(str(self.options.val), self._val.pairs),
+            "guard": self._guarded and describe(str(self.options.guard), self._guarded.pairs),
             "versions": {name: _version(name) for name in _PACKAGES},
             "python": platform.python_version(),
             "seconds": 0.0,

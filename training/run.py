@@ -21,7 +21,7 @@ from .batches import Batch
 from .cpu import quicken
 from .distill_objective import DistillObjective
 from .groups import parameter_groups, set_training
-from .loss import clamp_scale
+from .loss import MAX_SCALE, clamp_scale
 from .model import ClipModel
 from .objective import Objective
 from .options import TrainOptions
@@ -56,6 +56,7 @@ class Run:
             quicken(towers)
         self.towers: Any = fabric.setup_module(towers)
         self._plain = towers
+        self._most = max(MAX_SCALE, 1 / self.temperature())  # SigLIPs begin with more
         self.optimizer: Any = fabric.setup_optimizers(self._adamw())
         self.step = Step(
             fabric, self.towers, self.objective, self.slow, options.micro_batch, options.seed
@@ -98,7 +99,7 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self._logit_scale().requires_grad:
-            clamp_scale(self._logit_scale())
+            clamp_scale(self._logit_scale(), self._most)
         if self.ema:
             self.ema.update(self._plain)
         self.number += 1
@@ -121,7 +122,7 @@ class Run:
         more = f" and {len(batch.names) - _NAMED} more" if len(batch.names) > _NAMED else ""
         everyone = self.options.run / f"batch-{self.fabric.global_rank}.txt"
         everyone.parent.mkdir(parents=True, exist_ok=True)
-        everyone.write_text("\n".join(batch.names) + "\n", encoding="utf-8")
+        everyone.write_text("\n".join(batch.names) + "\n", "utf-8", "replace")
         raise DataError(
             f"{what} at step {self.number + 1}, on the batch of {names}{more} (all of them in "
             f"{everyone}): look at these, or try a smaller --lr, or --precision fp32"

@@ -31,6 +31,8 @@ class Shards:
     samples: int
     templates: tuple[str, ...]
     resampled: bool = False
+    expected: int = 1
+    """About how many a file holds, as far as that is known: what a damaged one has lost."""
 
     def stream(
         self, seed: Sequence[int], reader: int, readers: int, known_bad: frozenset[str]
@@ -63,10 +65,9 @@ class Shards:
 
     def _samples(self, urls: Sequence[str], barren: set[str]) -> Iterator[Sample | Bad]:
         """What is in some shards; `barren` are the ones in which nothing was found."""
-        expected = self.samples // len(self.urls)
         for url in urls:
             barren.add(url)
-            for item in read_shard(url, self.templates, expected):
+            for item in read_shard(url, self.templates, self.expected):
                 if isinstance(item, Sample):
                     barren.discard(url)
                 yield item
@@ -116,11 +117,13 @@ def open_shards(
     if missing or not urls:
         hint = "; from the net they come by http:// or https://" if "://" in source else ""
         raise DataError(f"there is no shard {missing[0] if missing else source}{hint}")
+    expected = 1
     if samples is None:
         samples = sum(_sizes(urls) or _count(urls, advance))
+        expected = samples // len(urls)
     if not samples:
         raise DataError(f"{source} holds no samples (pictures with a .txt or .json each)")
-    return Shards(tuple(urls), samples, templates, resampled)
+    return Shards(tuple(urls), samples, templates, resampled, expected)
 
 
 def _expand(source: str) -> list[str]:

@@ -15,7 +15,7 @@ from runtime.errors import DataError
 from runtime.label_sets import DEFAULT_TEMPLATES
 from runtime.manifest import ImageSpec
 
-from .model import CONFIG, WEIGHTS, ClipModel, create, recorded
+from .model import CONFIG, FIT, WEIGHTS, ClipModel, create, recorded
 from .options import TrainOptions
 
 _EXAMPLES = 4
@@ -42,8 +42,8 @@ def make_model(options: TrainOptions) -> ClipModel:
 
 def load_matching(clip: ClipModel, folder: Path) -> ClipModel:
     """Takes over from a checkpoint folder every weight whose name and shape fit; the others stay
-    random, and are `fresh`. Mean and standard deviation come with the image tower's weights.
-    Raises DataError where nothing fits."""
+    random, and are `fresh`. How pictures are prepared comes with the image tower's weights.
+    Raises DataError where nothing fits, or where the weights would compute something else."""
     given = _read(folder / WEIGHTS)
     own = clip.model.state_dict()
     fit = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
@@ -54,8 +54,9 @@ def load_matching(clip: ClipModel, folder: Path) -> ClipModel:
     source = f"{folder.name} ({len(fit)} of {len(own)} tensors)"
     fresh = {name for name, _ in clip.model.named_parameters() if name not in fit}
     image = clip.image
+    _require_same_gelu(folder, clip)
     if any(name.startswith("visual.") for name in layers):
-        image = _normalisation(folder / CONFIG, image)
+        image = _preprocessing(folder / CONFIG, image)
     return dataclasses.replace(clip, source=source, image=image, fresh=frozenset(fresh))
 
 
@@ -100,6 +101,38 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise DataError(f"there are no weights {file}") from error
     except Exception as error:  # SafetensorError and its kin
         raise DataError(f"{file} is not a sound safetensors file: {error}") from error
+
+
+def _require_same_gelu(folder: Path, clip: ClipModel) -> None:
+    """Raises DataError where the weights were trained with another activation than the model's."""
+    quick = bool(_fields(folder / CONFIG).get("model_cfg", {}).get("quick_gelu"))
+    if quick != bool(clip.config.get("quick_gelu")):
+        raise DataError(
+            f"--init {folder} was trained {'with' if quick else 'without'} quick_gelu, {clip.name} "
+            f"is otherwise: begin with all of it (--model {folder}), or take another --model"
+        )
+
+
+def _preprocessing(config: Path, spec: ImageSpec) -> ImageSpec:
+    """`spec` with all but the size of open_clip's config."""
+    fields = _fields(config).get("preprocess_cfg", {})
+    given: dict[str, Any] = {}
+    if fields.get("resize_mode") in FIT:
+        given["fit"] = FIT[fields["resize_mode"]]
+    if fields.get("interpolation") in ("bilinear", "bicubic"):
+        given["interpolation"] = fields["interpolation"]
+    if isinstance(fields.get("fill_color"), int):
+        given["fill"] = fields["fill_color"]
+    return msgspec.structs.replace(_normalisation(config, spec), **given)
+
+
+def _fields(config: Path) -> dict[str, Any]:
+    """What a checkpoint's config holds; nothing where there is none."""
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _normalisation(config: Path, spec: ImageSpec) -> ImageSpec:

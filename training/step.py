@@ -49,7 +49,9 @@ class Step:
 
     def backward(self, batch: Batch, number: int) -> Result:
         """Adds the gradient of step `number`'s loss to the weights' gradients."""
-        size = self.micro_batch or len(batch.images)
+        count = len(batch.images)
+        parts = -(-count // (self.micro_batch or count))
+        size = -(-count // parts)  # of about the same size: a norm needs more than one picture
         each = len(batch.texts) // len(batch.images)
         chunks = [
             (batch.images[i : i + size], batch.texts[i * each : (i + size) * each])

@@ -28,6 +28,11 @@ def text_side(
     from `tokenizer` (a file, or a folder with one), the checkpoint folder, or the Hugging Face
     hub, in this order. Raises DataError, naming what is missing.
     """
+    if not hasattr(clip.model, "vocab_size"):
+        raise DataError(
+            f"{clip.name} is no CLIP of two towers: a CoCa can teach (edgeclip distill --teacher), "
+            "but not be trained, measured or exported"
+        )
     config = clip.config["text_cfg"]
     kwargs = dict(config.get("tokenizer_kwargs") or {})
     if config.get("hf_tokenizer_name"):

@@ -93,7 +93,8 @@ def _state(options: TrainOptions) -> dict[str, Any] | None:
 def _require_same(options: TrainOptions, before: Mapping[str, Any], free: Collection[str]) -> None:
     """Raises DataError where the run that is gone on with had another option."""
     for name, value in options.describe().items():
-        if name not in free and before.get(name) != value:
+        mixes = name == "wise_ft" and None not in (value, before.get(name))  # in the end alone
+        if name not in free and not mixes and before.get(name) != value:
             flag = "--" + name.replace("_", "-")
             was = before.get(name)
             raise DataError(f"--resume: {flag} was {was}, and is {value} now; it must stay")
@@ -269,7 +270,7 @@ class Training:
         shards = any(isinstance(source, Shards) for source in self.batches.sources)
         free = [name for name in FREE_ON_RESUME if not (name == "workers" and shards)]
         _require_same(self.options, before["options"], free)
-        if (before["data"], before["val"]) != (now["data"], now["val"]):
+        if any(before.get(name) != now[name] for name in ("data", "val", "guard")):
             raise DataError("--resume: the data are not those that the run began with")
         self.run.load_state(state)
         self.results.resume(before, state["bad"])
