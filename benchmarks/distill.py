@@ -146,7 +146,9 @@ def flickr(chosen: argparse.Namespace, room: Path) -> None:
         captions=2,
         freeze_bn=True,
         batch_size=32,
-        lr=5e-4,
+        lr=chosen.lr,
+        inherit_from=chosen.inherit_from,
+        out=chosen.out or room / "student",
         precision="bf16",
     )
     figures = [
@@ -196,6 +198,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("teacher")
     parser.add_argument("--student", type=Path, help="A model config, instead of the usual one.")
+    parser.add_argument("--lr", type=float, default=5e-4, help="With flickr.")
+    parser.add_argument("--inherit-from", help="With flickr: a student that is less narrow.")
+    parser.add_argument("--out", type=Path, help="With flickr: the student's folder, to be kept.")
     parser.add_argument("--cache", type=Path, help="Where the teacher's embeddings are kept.")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--label-epochs", type=int, default=60, help="Of the training on labels.")
