@@ -191,7 +191,7 @@ def _progress(child: "subprocess.Popen[str]") -> Iterator[tuple[str, int, int]]:
 
 
 def _judge(info: EngineInfo, options: EngineOptions) -> None:
-    """Raises GateFailed where the engine is too far from fp32. One flip is allowed in any case."""
+    """Raises GateFailed where the engine is too far from fp32. One flip may be, but of very few."""
     figures = info.figures
     if figures["cosine_p1"] < options.min_cosine:
         raise GateFailed(

@@ -85,7 +85,8 @@ class TrainOptions:
     ] = False
     max_bad: Annotated[float, option(DATA, "Stop if more than this share is unusable.")] = 0.01
     crop: Annotated[
-        float, option(DATA, "Smallest share of a picture that a random crop keeps; 1 is no crop.")
+        float,
+        option(DATA, "Smallest random crop, as a share of the largest that fits; 1 is no crop."),
     ] = 0.9
     flip: Annotated[
         bool, option(DATA, "Mirror half of the pictures, but for captions with left or right.")
