@@ -10,6 +10,7 @@ import json
 import os
 import tarfile
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,20 @@ def broken(folder: Path, how: str) -> Path:
         return path
     path.write_bytes(content)
     return path
+
+
+def test_a_header_that_would_fill_the_memory_is_damage(tmp_path: Path) -> None:
+    """Of zeros without end only some kilobytes are in the file."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 33
+    path = tmp_path / "x.tgz"
+    with gzip.open(path, "wb") as stream:
+        stream.write(header.tobuf(tarfile.GNU_FORMAT))
+        stream.write(bytes(1 << 22))
+    tracemalloc.start()
+    (last,) = read_shard(str(path), TEMPLATES)
+    assert isinstance(last, Bad) and tracemalloc.get_traced_memory()[1] < 1 << 21
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from calibration.pairs import Bad, caption_fault
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 MAX_MEMBER = 1 << 28  # bytes of a picture or a text; a larger one is passed over
+MAX_HEADER = 1 << 20  # bytes of a long name or the like; no sound file has more
 MAX_CAPTIONS = 16
 TRIES, TIMEOUT = 3, 60  # of a download; seconds
 UNREADABLE = "unreadable or cut-off shard"
@@ -31,6 +32,10 @@ DAMAGE = (
     *(tarfile.TarError, zlib.error, lzma.LZMAError),
 )
 """What reading a tar file raises, be it missing, damaged or hostile."""
+_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 _KINDS = (*PICTURES, "txt", "json")
 _LATER = (408, 429)  # a server's refusals that may end
 
@@ -69,6 +74,12 @@ class _Member(tarfile.TarInfo):
             if type(error).__name__ in ("EOFHeaderError", "EmptyHeaderError"):
                 raise
             raise tarfile.ReadError(f"a damaged member: {error}") from error
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        """Headers in members of their own are held in memory, however long they say they are."""
+        if self.type in _HEADERS and self.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def _members(url: str, faults: list[str]) -> Iterator[dict[str, Any]]:
