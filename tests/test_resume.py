@@ -18,6 +18,7 @@ from conftest import COLORS
 from runtime.errors import DataError
 from training import trainer
 from training.batches import Batch
+from training.interrupts import Interrupts
 from training.options import TrainOptions
 from training.run import Run
 from training.state import NAME, load_state, save_state
@@ -279,3 +280,14 @@ def test_machines_that_do_not_share_the_folder_are_told(
     monkeypatch.setattr(trainer, "gather_objects", lambda step: [step, None])
     with pytest.raises(DataError, match="OUT must be in a folder that all of them share"):
         train(options(own_squares, stopped, resume=True), quiet=True)
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    """A shell's `&` has a run ignore Ctrl-C: it must not save its state step by step for it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            signal.raise_signal(signal.SIGINT)
+            assert interrupts.asked is None
+    finally:
+        signal.signal(signal.SIGINT, before)

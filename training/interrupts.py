@@ -23,8 +23,8 @@ def _once(number: int, _: FrameType | None) -> None:
 
 class Interrupts:
     """While it is entered, the first SIGINT or SIGTERM is only noted, in `asked`; one that comes
-    later than `TWICE` seconds after it acts at once. Does nothing outside of the main thread, or
-    with `enabled` off."""
+    later than `TWICE` seconds after it acts at once. What is ignored (a shell's `nohup` and `&`
+    ignore SIGINT) stays so. Does nothing outside of the main thread, or with `enabled` off."""
 
     def __init__(self, enabled: bool = True) -> None:
         self.asked: int | None = None
@@ -34,7 +34,8 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if self._enabled:
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: Any) -> None:
