@@ -149,13 +149,13 @@ class Teacher:
             "weights": _hash_of(clip, image=True),
             "input": msgspec.to_builtins(clip.image),
         }
+        drawn = image | {"views": _of_views(view) | {"seed": seed}}
         if precision != "fp32":
-            image["precision"] = precision
+            image["precision"] = drawn["precision"] = precision
         text = {
             "weights": _hash_of(clip, image=False),
             "tokenizer": hashlib.sha256(content + repr(spec).encode()).hexdigest(),
         }
-        drawn = image | {"views": _of_views(view) | {"seed": seed}}
         self.plain = self._store(folder, "plain", image, len(FIELDS))
         self.drawn = self._store(folder, "views", drawn, len(FIELDS))
         self._texts = self._store(folder, "texts", text, 0)
