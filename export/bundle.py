@@ -43,7 +43,7 @@ from .text_precisions import (
 )
 from .to_onnx import write_onnx
 from .towers import ImageEncoder, TextEncoder
-from .trained_ranges import read_trained
+from .trained_ranges import Trained, read_trained
 
 IMAGE, TEXT, TOKENIZER = "image.fp32.onnx", "text.fp32.onnx", "tokenizer.json"
 BATCHES = (1, 3, 8)
@@ -98,14 +98,7 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
     content, text = text_side(clip, options.tokenizer, templates)
     tokenizer = Tokenizer(content, text)
     texts = choose_texts(options.precisions, options.labels, tokenizer, PROBES)
-    if trained and options.precisions.calibrate:
-        console.print(f"int8 by the ranges of the training ({QUANTIZATION}), not by calibration")
-    elif trained:
-        console.print(
-            "[yellow]no int8, though it was trained: --calibrate has frames to judge it[/]"
-        )
-    if clip.source == "random weights":
-        console.print("[yellow]random weights: this bundle is good for measuring speed only[/]")
+    _announce(clip, trained, options, console)
     with new_folder(options.bundle, manifest.NAME, options.force) as folder:
         (folder / TOKENIZER).write_bytes(content)
         with console.status("Writing the encoders"):
@@ -145,6 +138,20 @@ def export_bundle(options: ExportOptions, quiet: bool = False) -> Manifest:
     if refused:
         raise PrecisionRefused(_refusal(refused, options))
     return made
+
+
+def _announce(
+    clip: ClipModel, trained: Trained | None, options: ExportOptions, console: Console
+) -> None:
+    """Says what a user may not expect of this model's bundle."""
+    if trained and options.precisions.calibrate:
+        console.print(f"int8 by the ranges of the training ({QUANTIZATION}), not by calibration")
+    elif trained:
+        console.print(
+            "[yellow]no int8, though it was trained: --calibrate has frames to judge it[/]"
+        )
+    if clip.source == "random weights":
+        console.print("[yellow]random weights: this bundle is good for measuring speed only[/]")
 
 
 def _write_encoders(clip: ClipModel, end_id: int | None, folder: Path) -> None:

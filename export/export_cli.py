@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from runtime.cli import Force, Labels, Templates
+
+if TYPE_CHECKING:
+    from .bundle import ExportOptions
 
 
 def _cost(text: str, *names: str, **more: Any) -> Any:
@@ -74,16 +77,10 @@ def export(
         _triton_alone(checkpoint, triton, force, others)
         return
     from calibration.gate import Limits
-    from runtime.errors import PrecisionRefused
-    from runtime.folders import check_target
     from runtime.label_sets import read_labels, read_templates
 
-    from .bundle import ExportOptions, export_bundle
+    from .bundle import ExportOptions
     from .precisions import CalibrationOptions
-    from .to_triton import MARKER
-
-    if triton:
-        check_target(triton, MARKER, force)
 
     options = ExportOptions(
         checkpoint=checkpoint,
@@ -104,12 +101,26 @@ def export(
         ),
         force=force,
     )
-    refused = None
+    _export(options, triton, as_json)
+
+
+def _export(options: "ExportOptions", triton: Path | None, as_json: bool) -> None:
+    """Writes the bundle, shows its report, and writes the repository for Triton, if asked to; where
+    a precision is refused too, and then raises what says so."""
+    from runtime.errors import PrecisionRefused
+    from runtime.folders import check_target
+
+    from .bundle import export_bundle
+    from .to_triton import MARKER
+
+    bundle, force, refused = options.bundle, options.force, None
+    if triton:
+        check_target(triton, MARKER, force)
     try:
         export_bundle(options, quiet=as_json)
     except PrecisionRefused as error:  # the bundle is there
         refused = error
-    _show(bundle, options.bundle / "report", as_json)
+    _show(bundle, bundle / "report", as_json)
     if triton:
         _write_triton(bundle, triton, force, as_json)
     if refused:
